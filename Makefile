@@ -1,0 +1,54 @@
+# `make train` and `make test` need nothing but Python 3.10+ and a package index: each makes the
+# virtual environment if it is missing or older than what it is made from.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+PORT ?= 5000
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+
+.PHONY: help setup train ui test test-learns check benchmark clean
+
+help: ## say what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: $(VENV)/.installed ## make the virtual environment
+
+train: $(VENV)/.installed ## train; make train ARGS="trainer.step_size=16"
+	$(BIN)/python -m src.train $(ARGS)
+
+ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
+	@echo "comparing runs: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
+	  --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" \
+	  --default-artifact-root "$(CURDIR)/mlruns/artifacts"
+
+test: $(VENV)/.installed-dev ## run the tests (a few minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not learns" $(ARGS)
+
+test-learns: $(VENV)/.installed-dev ## train each recipe to its stated quality (minutes)
+	$(BIN)/python -m pytest -m learns $(ARGS)
+
+check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark: $(VENV)/.installed-dev ## measure throughput beside Lightning, Fabric and Accelerate
+	$(PIP) -e ".[benchmarks]"
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+clean: ## remove the virtual environment
+	rm -rf $(VENV)

@@ -1,0 +1,24 @@
+"""cadence: PyTorch training with the mini-batches per update as an exact, first-class dial.
+
+    from cadence import Trainer, accumulate, windows
+
+The names are loaded when first used, so that a command line that only prints its help does not
+wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cadence.accumulation import accumulate
+    from cadence.trainer import Trainer
+    from cadence.window import windows
+
+__all__ = ["Trainer", "accumulate", "windows"]
+
+
+def __getattr__(name: str) -> Any:
+    rooms = {"Trainer": "trainer", "accumulate": "accumulation", "windows": "window"}
+    if name not in rooms:
+        raise AttributeError(f"module 'cadence' has no attribute {name!r}")
+    return getattr(import_module(f"cadence.{rooms[name]}"), name)

@@ -1,0 +1,164 @@
+"""The exact gradient of a window, one micro-batch on the device at a time.
+
+For a window of mini-batches the gradient that the update sees is
+
+    sum of grad(total_loss(mini-batch)) / sum of items(mini-batch)
+
+with one divisor: the items truly in the window. It is known before the first forward, because the
+window waits on the host, so every backward starts from ``1 / items`` and ``.grad`` only ever
+receives its finished share.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import compress
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from cadence.batch import Batch, moved, rebatched
+from cadence.objectives import Objective
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulated:
+    """What a window's forward and backward passes found."""
+
+    total_loss: Float[Tensor, ""]
+    """The sum of the items' losses, detached; on the model's device."""
+    items: int
+    """The items in the window; 0 = there is nothing to update from, and ``.grad`` is untouched."""
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """The mean loss over the window's items; NaN without any."""
+        return self.total_loss / self.items
+
+
+def accumulate(
+    model: nn.Module,
+    objective: Objective,
+    window: Sequence[Batch],
+    microbatch_size: int | None = None,
+    *,
+    autocast: torch.dtype | None = None,
+    scaler: GradScaler | None = None,
+) -> Accumulated:
+    """Add the exact mean gradient of a window to the ``.grad`` of a model's parameters.
+
+    The result is the same, up to rounding, for every ``microbatch_size``; only models and
+    objectives that couple samples (BatchNorm, contrastive losses) depend on it. Gradients are
+    summed in the parameters' dtype, or in float32 where that is bfloat16 or float16, and then
+    rounded once. With ``.grad`` empty before, it holds exactly this window's gradient after.
+
+    Args:
+        model: The model, on any device; it is run as it is (``train()`` or ``eval()``).
+        objective: What to count and sum; see `cadence.objectives.Objective`.
+        window: The mini-batches of one update, on the host or on the model's device. Each
+            micro-batch moves to the device only when its turn comes.
+        microbatch_size: Samples in one forward and backward; None = one mini-batch. Mini-batches
+            are split, or joined across the window, where their shapes allow.
+        autocast: The dtype that eligible operations run in, bfloat16 or float16; None = the
+            parameters' own.
+        scaler: Multiplies the gradient by its loss scale, which float16 needs; None = no scale.
+
+    Returns:
+        The window's loss and its items.
+
+    Raises:
+        TypeError: A mini-batch is not one, or ``microbatch_size`` is not an int.
+        ValueError: ``microbatch_size`` is below 1, or the objective's loss is not a 0-d tensor.
+    """
+    checked_microbatch_size(microbatch_size)
+    counts = [objective.items(batch) for batch in window]
+    items = sum(counts)
+    parameters = list(model.parameters())
+    device = parameters[0].device if parameters else torch.device("cpu")
+    if items == 0:
+        return Accumulated(torch.zeros((), device=device), items)
+    half_sums = _HalfGradients(parameters)
+    total_loss: Tensor | None = None
+    for microbatch in _microbatches(objective, window, counts, microbatch_size):
+        with _autocast(device, autocast):
+            loss = objective.total_loss(model, moved(microbatch, device))
+        if loss.dim() != 0:
+            raise ValueError(
+                f"{type(objective).__name__}.total_loss gave shape {list(loss.shape)}; it must "
+                'return the sum over items, a 0-d tensor: try reduction="sum"'
+            )
+        share = loss.new_full((), 1 / items, requires_grad=False)
+        torch.autograd.backward(loss, share if scaler is None else scaler.scale(share))
+        half_sums.take()
+        detached = loss.detach()
+        total_loss = detached if total_loss is None else total_loss + detached
+    half_sums.give()
+    assert total_loss is not None  # items > 0, so at least one micro-batch holds one
+    return Accumulated(total_loss, items)
+
+
+def checked_microbatch_size(microbatch_size: int | None) -> int | None:
+    """Return ``microbatch_size`` unchanged if it is possible.
+
+    Raises:
+        TypeError: It is neither None nor an int (a bool is not).
+        ValueError: It is below 1.
+    """
+    if microbatch_size is None:
+        return None
+    if isinstance(microbatch_size, bool) or not isinstance(microbatch_size, int):
+        raise TypeError(
+            f"microbatch_size={microbatch_size!r}: samples per forward and backward must be a "
+            "whole number, or None for one mini-batch"
+        )
+    if microbatch_size < 1:
+        raise ValueError(
+            f"microbatch_size={microbatch_size}: a forward and backward needs at least 1 sample; "
+            "use None for one mini-batch"
+        )
+    return microbatch_size
+
+
+def _microbatches(
+    objective: Objective, window: Sequence[Batch], counts: list[int], size: int | None
+) -> Iterable[Batch]:
+    """Yield the micro-batches that hold an item; the others have nothing to add."""
+    if size is None:
+        return compress(window, counts)
+    return filter(objective.items, rebatched(window, size))
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    # Even disabled, torch.autocast costs microseconds that a small model feels.
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+class _HalfGradients:
+    """Float32 sums of the gradients of parameters kept in half precision.
+
+    Autograd adds each micro-batch's gradient to ``.grad`` in the parameter's dtype, where small
+    terms vanish beside a large sum. So each is taken away after its backward, and the sum is given
+    back, rounded once, at the end.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._sums: dict[nn.Parameter, Tensor | None] = {
+            parameter: None for parameter in parameters if parameter.dtype in HALF
+        }
+        self.take()
+
+    def take(self) -> None:
+        for parameter, total in self._sums.items():
+            if parameter.grad is not None:
+                gradient = parameter.grad.float()
+                self._sums[parameter] = gradient if total is None else total + gradient
+                parameter.grad = None
+
+    def give(self) -> None:
+        for parameter, total in self._sums.items():
+            if total is not None:
+                parameter.grad = total.to(parameter.dtype)

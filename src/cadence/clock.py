@@ -1,0 +1,98 @@
+"""How far a run has come, one immutable value, and how far it goes."""
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a run has seen and done so far.
+
+    Samples, not updates, are the axis of everything that runs are compared on.
+    """
+
+    epoch: int = 0
+    """Epochs begun and finished."""
+    batches: int = 0
+    """Mini-batches seen."""
+    samples: int = 0
+    """Samples seen."""
+    items: int = 0
+    """Items seen."""
+    updates_attempted: int = 0
+    """Windows seen; each asks for one update."""
+    updates: int = 0
+    """Updates applied."""
+    refused_in_a_row: int = 0
+    """Updates refused since the last one applied; windows without any item do not count."""
+    samples_applied: int = 0
+    """Samples in the applied updates: what learning-rate schedules go by."""
+
+    @property
+    def updates_skipped(self) -> int:
+        """Updates asked for and not applied: refused, or without any item."""
+        return self.updates_attempted - self.updates
+
+    def after_window(self, batches: int, samples: int, items: int, applied: bool) -> "Clock":
+        """Return the clock after one more window."""
+        return Clock(
+            epoch=self.epoch,
+            batches=self.batches + batches,
+            samples=self.samples + samples,
+            items=self.items + items,
+            updates_attempted=self.updates_attempted + 1,
+            updates=self.updates + applied,
+            refused_in_a_row=0 if applied else self.refused_in_a_row + (items > 0),
+            samples_applied=self.samples_applied + applied * samples,
+        )
+
+    def after_epoch(self) -> "Clock":
+        """Return the clock after the end of an epoch."""
+        return replace(self, epoch=self.epoch + 1)
+
+    def passed(self, period: int, *, since: "Clock") -> bool:
+        """Return whether a multiple of ``period`` samples was reached after ``since``."""
+        return self.samples // period > since.samples // period
+
+
+class Limits:
+    """Where a run ends: at the first of its limits.
+
+    Args:
+        start: The clock at the start.
+        epochs: Epochs from there, at least 1; None = no such limit.
+        samples: Samples from there, at least 1; None = no such limit.
+        seconds: Wall time from now, above 0; None = no such limit.
+
+    Raises:
+        ValueError: No limit is given, or one is not above 0.
+    """
+
+    def __init__(
+        self, start: Clock, epochs: int | None, samples: int | None, seconds: float | None
+    ) -> None:
+        given = {"max_epochs": epochs, "max_samples": samples, "max_seconds": seconds}
+        if all(limit is None for limit in given.values()):
+            raise ValueError(
+                "without a limit the run would never end; set trainer.max_epochs, "
+                "trainer.max_samples or trainer.max_seconds"
+            )
+        for name, limit in given.items():
+            if limit is not None and not limit > 0:
+                raise ValueError(f"trainer.{name}={limit}: must be above 0, or null for no limit")
+        self._last_epoch = None if epochs is None else start.epoch + epochs
+        self._last_sample = None if samples is None else start.samples + samples
+        self._deadline = None if seconds is None else perf_counter() + seconds
+
+    def reached(self, clock: Clock) -> bool:
+        """Return whether the run ends here."""
+        epochs_done = self._last_epoch is not None and clock.epoch >= self._last_epoch
+        return epochs_done or self.samples_left(clock) == 0 or self.time_is_up()
+
+    def time_is_up(self) -> bool:
+        """Return whether no further window may start."""
+        return self._deadline is not None and perf_counter() >= self._deadline
+
+    def samples_left(self, clock: Clock) -> int | None:
+        """Return the samples until the limit; None = there is no such limit."""
+        return None if self._last_sample is None else max(0, self._last_sample - clock.samples)

@@ -1,0 +1,240 @@
+"""From what a user asked for to plain values, or to one line that says what is wrong with it.
+
+Hydra refuses a wrong key or type when it composes; `checked` refuses what is impossible, before
+anything is loaded. This is the only room of the library that knows Hydra, and it does not know
+torch, so that a typo or ``--help`` is answered at once.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from cadence.schema import OPTIONS, SCHEMAS, Config
+
+
+class ConfigError(ValueError):
+    """The user asked for something impossible; the message names key, value and remedy."""
+
+
+def register(project: Path) -> None:
+    """Make the schemas known to Hydra, and the project's folder known to conf/ as ``${root:}``."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(group="schema", name=name, node=schema, provider="cadence")
+    OmegaConf.register_resolver("root", lambda: str(project), replace=True)
+
+
+def checked(cfg: DictConfig) -> Config:
+    """Return a composed config as plain values, if a run can be made of it.
+
+    ``model``, ``data`` and ``optimizer`` become plain dicts, whether their YAML has a schema here
+    or is a user's own.
+
+    Raises:
+        ConfigError: A value is missing or out of its limits.
+    """
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        group, _, name = key.rpartition(".")
+        schema = OmegaConf.get_type(OmegaConf.select(cfg, group) if group else cfg)
+        fields = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
+        meaning = _words([field for field in fields if field.name == name]) or "a value"
+        raise ConfigError(f"{key} is not set; give {key}=... ({meaning})")
+    config = _typed(cfg)
+    _check_limits(config, "")
+    ends = config.trainer.max_epochs, config.trainer.max_samples, config.trainer.max_seconds
+    if ends == (None, None, None):
+        raise ConfigError(
+            "trainer.max_epochs=null: without a limit the run would never end; set it, "
+            "trainer.max_samples or trainer.max_seconds"
+        )
+    for group in ("model", "data", "optimizer"):
+        node = getattr(config, group)
+        typed = dataclasses.is_dataclass(node) and not isinstance(node, type)
+        plain = dataclasses.asdict(node) if typed else node
+        setattr(config, group, plain)
+        if not isinstance(plain, dict) or "_target_" not in plain:
+            raise ConfigError(f"{group}: no _target_ in it; conf/{group}/NAME.yaml must name one")
+    _check_user_data(config.data)
+    return config
+
+
+def _typed(cfg: DictConfig) -> Config:
+    try:
+        config = OmegaConf.to_object(cfg)
+    except AttributeError as error:  # a key that a `+` added beside the schema
+        key = str(error).split("'")[-2]
+        raise ConfigError(
+            f"{key}: there is no such key to add; see python -m src.train --cfg job"
+        ) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def build(group: str, node: Mapping[str, Any], *first: Any, **filled: Any) -> Any:
+    """Call what a config node names as ``_target_`` with the node's other keys.
+
+    Args:
+        group: What errors call the node.
+        node: The node. Nodes with a ``_target_`` inside it are built first.
+        first: Positional arguments, which no config can hold.
+        filled: Values for keys that the node has as null; keys it does not have are not passed.
+
+    Raises:
+        ConfigError: The target is not trusted or cannot be imported, or its arguments do not fit.
+    """
+    given = {**node, **{key: filled[key] for key in filled if node.get(key, "") is None}}
+    target = node["_target_"]
+    try:
+        make = instantiate({**given, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ImportError):
+            raise ConfigError(
+                f"{group}._target_={target}: cannot be imported; is it spelled right, and is its "
+                "folder on PYTHONPATH?"
+            ) from error
+        raise ConfigError(
+            f"{group}._target_={target}: refused, because a config can name any code to run; if "
+            "you trust it, add its module to TRUSTED_TARGETS in src/train.py "
+            f"({_joined_lines(error)})"
+        ) from error
+    try:
+        # The target is authorised; Hydra would authorise its result as well, if that is callable,
+        # which every torch module is.
+        return make.func(*first, *make.args, **make.keywords)
+    except TypeError as error:
+        raise ConfigError(f"{group}._target_={target}: {_joined_lines(error)}") from error
+
+
+def flattened(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as one dict of dotted keys to plain values; lists stay whole."""
+    return dict(_leaves(OmegaConf.to_container(cfg, resolve=True), ""))
+
+
+def explained(error: Exception) -> str:
+    """Return any error of a run as one line that names the key, the value and the remedy."""
+    text = str(error)
+    missing = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
+    if missing:
+        group, option = missing.groups()
+        listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", text)
+        options = listed.group(1).split() if listed else []
+        return f"{group}={option}: no such option; choose one of {', '.join(options)}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return _unknown_key(unknown.group(1))
+    merged = re.search(r"Error merging override (\S+?)=(.*)", text)
+    if merged:
+        key, value = merged.groups()
+        return f"{key}={value}: must be {_meaning(key) or _joined_lines(error.__cause__ or error)}"
+    return _joined_lines(error)
+
+
+def _unknown_key(key: str) -> str:
+    group, _, _ = key.partition(".")
+    if key == group:
+        near = difflib.get_close_matches(key, [field.name for field in dataclasses.fields(Config)])
+    else:
+        near = difflib.get_close_matches(key, [k for k in _keys() if k.startswith(f"{group}.")])
+    hint = f"did you mean {near[0]}?" if near else "see python -m src.train --cfg job"
+    return f"{key}: there is no such key; {hint}"
+
+
+def _schema_of(key: str) -> list["dataclasses.Field[Any]"]:
+    """Return the fields that a dotted key may mean: one, or one for each option of its group."""
+    group, _, name = key.rpartition(".")
+    typed = {field.name: field.type for field in dataclasses.fields(Config)}
+    owner = typed.get(group, Any) if group else Config
+    owners = [owner] if dataclasses.is_dataclass(owner) else list(OPTIONS.get(group, ()))
+    return [
+        field for schema in owners for field in dataclasses.fields(schema) if field.name == name
+    ]
+
+
+def _keys() -> list[str]:
+    groups = {field.name: field.type for field in dataclasses.fields(Config)}
+    owners = [(group, owner) for group, owner in groups.items() if dataclasses.is_dataclass(owner)]
+    owners += [(group, schema) for group, schemas in OPTIONS.items() for schema in schemas]
+    return [
+        f"{group}.{field.name}" for group, owner in owners for field in dataclasses.fields(owner)
+    ]
+
+
+def _meaning(key: str) -> str:
+    """Return what a key's value must be, in words; empty for a user's own key."""
+    return _words(_schema_of(key))
+
+
+def _words(fields: "Sequence[dataclasses.Field[Any]]") -> str:
+    metadata = next((field.metadata for field in fields if field.metadata), None)
+    if metadata is None:
+        return ""
+    kinds = {int: "a whole number: ", float: "a number: ", bool: "true or false: "}
+    kind = kinds.get(_plain_type(fields[0].type), "")
+    null = f"; null = {metadata['null']}" if metadata["null"] else ""
+    return ", ".join([kind + metadata["unit"], *_limits(metadata)]) + null
+
+
+def _plain_type(declared: Any) -> type:
+    """Return the type that a field's values have, null apart."""
+    if isinstance(declared, type):
+        return declared
+    return next((part for part in getattr(declared, "__args__", ()) if isinstance(part, type)), str)
+
+
+def _limits(metadata: Mapping[str, Any]) -> list[str]:
+    words = {"at_least": "at least", "above": "above", "below": "below"}
+    limits = [f"{words[name]} {metadata[name]:g}" for name in words if metadata[name] is not None]
+    if metadata["choices"]:
+        limits.append(f"one of {', '.join(metadata['choices'])}")
+    return limits
+
+
+def _check_limits(node: Any, prefix: str) -> None:
+    for found in dataclasses.fields(node):
+        value, key = getattr(node, found.name), f"{prefix}{found.name}"
+        if dataclasses.is_dataclass(value):
+            _check_limits(value, f"{key}.")
+        elif value is not None and found.metadata and not _within(value, found.metadata):
+            raise ConfigError(f"{key}={value}: must be {_meaning(key)}")
+
+
+def _within(value: Any, limits: Mapping[str, Any]) -> bool:
+    return (
+        (limits["at_least"] is None or value >= limits["at_least"])
+        and (limits["above"] is None or value > limits["above"])
+        and (limits["below"] is None or value < limits["below"])
+        and (not limits["choices"] or value in limits["choices"])
+    )
+
+
+def _check_user_data(data: Mapping[str, Any]) -> None:
+    """Check what a run needs of a data set whose YAML has no schema."""
+    size = data.get("batch_size")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f"data.batch_size={size}: must be {_meaning('data.batch_size')}")
+    if "_target_" not in (data.get("objective") or {}):
+        raise ConfigError(
+            "data.objective: no _target_ in it; name one, such as "
+            "data.objective._target_=cadence.objectives.Classification"
+        )
+
+
+def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(key, value)]
+    return [
+        leaf
+        for name, part in value.items()
+        for leaf in _leaves(part, f"{key}.{name}" if key else name)
+    ]
+
+
+def _joined_lines(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,112 @@
+"""What a run says on the terminal: facts at the start, progress, a table at the end."""
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from cadence.clock import Clock
+from cadence.record import Fitted
+from cadence.update import Outcome
+
+REFRESH_SECONDS = 0.25
+"""Between two looks at the progress bar: drawing it takes a millisecond of the training's time."""
+
+
+class Display:
+    """Shows a run as it goes: a progress bar on a terminal, a line per evaluation elsewhere.
+
+    Args:
+        total_samples: Samples the run is to train on; None = only time ends it.
+        console: Where to write; None = standard output.
+    """
+
+    def __init__(self, total_samples: int | None, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._total = total_samples
+        self._shown = time.perf_counter()
+        self._shown_samples = 0
+        self._validation = ""
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._bar.add_task("training", total=total_samples, numbers="")
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """Print named facts, one a line."""
+        width = max(map(len, facts), default=0)
+        for name, fact in facts.items():
+            self._console.print(f"{name:<{width}}  {fact}", markup=False)
+
+    def __enter__(self) -> "Display":
+        """Show the progress bar."""
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the progress bar away."""
+        self._bar.stop()
+
+    def window(self, clock: Clock, outcome: Outcome) -> None:
+        """Move the progress bar, a few times a second."""
+        now = time.perf_counter()
+        elapsed = now - self._shown
+        if elapsed < REFRESH_SECONDS or not self._console.is_terminal:
+            return
+        speed = (clock.samples - self._shown_samples) / elapsed
+        self._shown, self._shown_samples = now, clock.samples
+        numbers = f"loss {outcome.loss:.4f}  {speed:,.0f} samples/s{self._validation}"
+        self._bar.update(self._task, completed=clock.samples, numbers=numbers)
+        self._bar.refresh()
+
+    def evaluation(self, clock: Clock, fitted: Fitted) -> None:
+        """Show an evaluation: in the bar, or as a line."""
+        means = {"val loss": fitted.val_loss}
+        means |= {f"val {name}": value for name, value in fitted.val_metrics.items()}
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self._validation = f"  {numbers}"
+        if not self._console.is_terminal:
+            done = f" of {self._total:,}" if self._total else ""
+            self._console.print(
+                f"{clock.samples:,}{done} samples  train loss {fitted.train_loss:.4f}  {numbers}  "
+                f"{fitted.samples_per_second:,.0f} samples/s",
+                markup=False,
+            )
+
+    def table(self, fitted: Fitted, rows: Mapping[str, str]) -> None:
+        """Print what the run came to, and further rows of the caller's."""
+        numbers = {
+            "step_size": f"{fitted.step_size} mini-batches per update",
+            "updates": f"{fitted.updates:,} applied, {fitted.updates_skipped:,} skipped",
+            "samples": f"{fitted.samples:,}",
+            "train loss": _number(fitted.train_loss),
+            "val loss": _number(fitted.val_loss),
+            **{f"val {name}": _number(value) for name, value in fitted.val_metrics.items()},
+            "throughput": f"{fitted.samples_per_second:,.0f} samples/s "
+            f"(a tenth of the windows below {fitted.samples_per_second_p10:,.0f}, "
+            f"a tenth above {fitted.samples_per_second_p90:,.0f})",
+            "peak memory": f"{fitted.peak_memory_mib:,.0f} MiB above the start",
+            "seconds": f"{fitted.seconds:.1f}",
+        }
+        self._console.print()
+        self.facts(numbers | dict(rows))
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "none"

@@ -1,0 +1,124 @@
+"""From a data set to its mini-batches: torch's DataLoader, seeded, and fast for tensors."""
+
+import logging
+import random
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cadence.data.tensors import MapData, Samples, TensorData
+
+log = logging.getLogger(__name__)
+
+
+class EpochOrder(Sampler[Any]):
+    """The sample indices of each mini-batch of an epoch, in an order of the epoch's own.
+
+    Args:
+        samples: Samples in the data set.
+        batch_size: Samples in a mini-batch, at least 1; the last of an epoch holds what is left.
+        seed: With the epoch it fixes the order; None = the data set's own order.
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int | None) -> None:
+        self._samples = samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order comes next."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[Int[Tensor, " samples"]]:
+        """Yield the indices of each mini-batch."""
+        yield from torch.split(self._order(), self._batch_size)
+
+    def __len__(self) -> int:
+        """Return the mini-batches in an epoch."""
+        return -(-self._samples // self._batch_size)
+
+    def _order(self) -> Int[Tensor, " samples"]:
+        if self._seed is None:
+            return torch.arange(self._samples)
+        # Mixed, not added: seed 1 in epoch 0 must not be seed 0 in epoch 1.
+        mixed = np.random.SeedSequence([self._seed, self._epoch]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
+        return torch.randperm(self._samples, generator=generator)
+
+
+class InMemoryLoader(DataLoader[Samples]):
+    """A DataLoader over tensors that gathers each mini-batch with one index operation.
+
+    It is iterated in this process; a worker would only add the price of handing tensors over.
+    """
+
+    def __init__(self, data: TensorData, order: EpochOrder, *, pin_memory: bool) -> None:
+        super().__init__(data, batch_sampler=order, collate_fn=_identity, pin_memory=pin_memory)
+        self._data = data
+        self._order = order
+
+    def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
+        """Yield the mini-batches of the epoch that was last set."""
+        for indices in self._order:
+            batch = self._data.gathered(indices)
+            yield tuple(part.pin_memory() for part in batch) if self.pin_memory else batch
+
+
+def loader(
+    data: MapData,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """Return a DataLoader that shuffles by seed and epoch.
+
+    Args:
+        data: `TensorData`, or any map-style data set.
+        batch_size: Samples in a mini-batch, at least 1; the last of an epoch holds what is left.
+        shuffle_seed: Fixes the order, with the epoch; None = the data set's own order.
+        workers: Processes that load samples; 0 = this one. `TensorData` needs none.
+        pin_memory: Whether to put mini-batches into page-locked memory, from which a CUDA device
+            copies without waiting.
+
+    Raises:
+        ValueError: The data set is empty.
+    """
+    samples = len(data)
+    if samples == 0:
+        raise ValueError("the data set has no sample; check its path and its splits")
+    if batch_size > samples:
+        log.warning(
+            "data.batch_size=%d is larger than the %d samples: every mini-batch is an epoch",
+            batch_size,
+            samples,
+        )
+    order = EpochOrder(samples, batch_size, shuffle_seed)
+    if isinstance(data, TensorData):
+        return InMemoryLoader(data, order, pin_memory=pin_memory)
+    return DataLoader(
+        cast("Dataset[Any]", data),
+        batch_sampler=order,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_seed_worker,
+        generator=None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed),
+    )
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _seed_worker(_: int) -> None:
+    seed = torch.initial_seed() % 2**32  # torch gives each worker its own
+    random.seed(seed)
+    np.random.seed(seed)

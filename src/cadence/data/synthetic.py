@@ -1,0 +1,36 @@
+"""Made-up classification data of any size and shape, the same for the same seed."""
+
+import torch
+
+from cadence.data.tensors import Data, TensorData
+
+
+def synthetic(
+    samples: int = 10_000,
+    shape: tuple[int, ...] = (1, 28, 28),
+    classes: int = 10,
+    noise: float = 1.0,
+    validation_share: float = 0.1,
+    split_seed: int = 0,
+) -> Data:
+    """Return samples scattered around one random centre for each class.
+
+    Args:
+        samples: Samples in all, at least 2.
+        shape: The shape of one input.
+        classes: Classes, at least 2; each sample's is drawn evenly.
+        noise: Standard deviation of the inputs around their centre, whose own is 1; at least 0.
+        validation_share: Share held out, in (0, 1).
+        split_seed: Makes centres, samples and split; it is not the seed of the run.
+    """
+    generator = torch.Generator().manual_seed(split_seed)
+    centres = torch.randn(classes, *shape, generator=generator)
+    targets = torch.randint(classes, (samples,), generator=generator)
+    inputs = centres[targets] + noise * torch.randn(samples, *shape, generator=generator)
+    cut = samples - max(1, int(samples * validation_share))
+    return Data(
+        train=TensorData(inputs[:cut], targets[:cut]),
+        validation=TensorData(inputs[cut:], targets[cut:]),
+        input_shape=tuple(shape),
+        outputs=classes,
+    )

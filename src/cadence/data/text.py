@@ -1,0 +1,68 @@
+"""Text as bytes, from the user's own file."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from cadence.data.tensors import Data, Samples, TensorData
+
+BYTES = 256
+"""The vocabulary: every value of a byte."""
+
+
+def text(path: str, context: int = 128, validation_share: float = 0.1) -> Data:
+    """Return a file's bytes as samples for language modelling.
+
+    Args:
+        path: Any file; it is read as bytes, whatever its encoding.
+        context: Tokens of input in a sample, at least 1.
+        validation_share: Share of the file held out, its tail, in (0, 1).
+
+    Raises:
+        ValueError: The file is missing, or too short for one sample of each split.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"data.path={path}: there is no such file; give the path of a text file")
+    return language_modelling(file.read_bytes(), context, validation_share, f"data.path={path}")
+
+
+def language_modelling(raw: bytes, context: int, validation_share: float, name: str) -> Data:
+    """Return bytes as samples for language modelling; ``name`` is what errors call them.
+
+    Raises:
+        ValueError: They are too few for one sample of each split.
+    """
+    tokens = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())
+    cut = len(tokens) - int(len(tokens) * validation_share)
+    train, held_out = tokens[:cut], tokens[cut:]
+    if min(len(train), len(held_out)) < context + 1:
+        raise ValueError(
+            f"{name}: {len(tokens)} bytes are too few for a sample of {context + 1} in each of "
+            f"training and validation (data.validation_share={validation_share}); lower "
+            "data.context or give a longer text"
+        )
+    return Data(
+        train=_blocks(train, context),
+        validation=_blocks(held_out, context),
+        input_shape=(context,),
+        outputs=BYTES,
+        items_per_sample=context,
+    )
+
+
+def _blocks(tokens: UInt8[Tensor, " tokens"], context: int) -> TensorData:
+    """Cut text into blocks of context + 1 tokens; the last token of one is the first of the next.
+
+    So every token but the first is a target once, up to a rest shorter than a block.
+    """
+    return TensorData(tokens.unfold(0, context + 1, context), prepare=_inputs_and_targets)
+
+
+def _inputs_and_targets(batch: Samples) -> Samples:
+    (tokens,) = batch
+    wide = tokens.long()
+    return wide[:, :-1], wide[:, 1:]

@@ -1,0 +1,69 @@
+"""Where a run computes and in which precision."""
+
+import torch
+from torch.amp import GradScaler
+
+_AUTOCAST: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def resolved(name: str | torch.device) -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        name: ``auto`` (CUDA, else MPS, else CPU: the first that is there), or any torch name.
+
+    Raises:
+        ValueError: There is no such device on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device.name={name}: there is no such device on this machine, only "
+            f"{', '.join(_present())}; try device=auto"
+        ) from error
+    return device
+
+
+def _present() -> list[str]:
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype that autocast runs eligible operations in; None = no autocast.
+
+    Parameters, their gradients and the optimizer's state stay as they are, float32 as a rule.
+
+    Raises:
+        ValueError: There is no such precision, or the device cannot compute in it.
+    """
+    if precision not in _AUTOCAST:
+        raise ValueError(f"device.precision={precision}: choose one of {', '.join(_AUTOCAST)}")
+    dtype = _AUTOCAST[precision]
+    if dtype is None:
+        return None
+    unsupported = f"device.precision={precision}: {device} cannot compute in it; try fp32"
+    if device.type == "cuda" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
+        raise ValueError(unsupported)
+    try:
+        with torch.autocast(device.type, dtype):
+            ones = torch.ones(2, 2, device=device)
+            torch.nn.functional.linear(ones, ones)
+    except RuntimeError as error:
+        raise ValueError(unsupported) from error
+    return dtype
+
+
+def grad_scaler(precision: str, device: torch.device) -> GradScaler | None:
+    """Return the loss scale that float16 needs, on any device; None for the others."""
+    return GradScaler(device.type) if precision == "fp16" else None

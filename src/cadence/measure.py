@@ -1,0 +1,160 @@
+"""What a run is measured by: throughput, peak memory, evaluation."""
+
+import contextlib
+import resource
+import sys
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cadence.batch import Batch, moved, sample_count
+from cadence.objectives import Objective, ReportsTotals
+
+WARM_UP_SHARE = 0.1
+"""The first windows left out of the throughput, as a share of all; at least one of several."""
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Samples per second over whole windows, optimizer step included."""
+
+    samples_per_second: float
+    """The median window; NaN before the first."""
+    p10: float
+    """The window that is faster than one in ten."""
+    p90: float
+    """The window that is faster than nine in ten."""
+
+
+class Stopwatch:
+    """Times windows end to end: gathering, forward, backward, update, and what is between them."""
+
+    def __init__(self) -> None:
+        self._samples = array("d")
+        self._seconds = array("d")
+        self._mark = perf_counter()
+
+    def resume(self) -> None:
+        """Start the next window's time now: what came before it (an evaluation) is not its own."""
+        self._mark = perf_counter()
+
+    def window(self, samples: int) -> None:
+        """End a window of that many samples, and start the next.
+
+        The device has nothing left to do but the optimizer's step, whose tail falls to the next
+        window: the update has just read the loss from it.
+        """
+        now = perf_counter()
+        self._samples.append(samples)
+        self._seconds.append(now - self._mark)
+        self._mark = now
+
+    def throughput(self) -> Throughput:
+        """Return the throughput of the windows so far, without the warm-up."""
+        count = len(self._seconds)
+        if count == 0:
+            return Throughput(np.nan, np.nan, np.nan)
+        warm_up = min(count - 1, max(1, int(count * WARM_UP_SHARE)))
+        rates = np.divide(self._samples[warm_up:], self._seconds[warm_up:])
+        p10, median, p90 = np.percentile(rates, (10, 50, 90)).tolist()
+        return Throughput(median, p10, p90)
+
+
+class PeakMemory:
+    """The most memory a run takes, counted from where it starts.
+
+    On CUDA it is what torch's allocator held; elsewhere the process's resident set above the start.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._start = torch.cuda.memory_allocated(device)
+        else:
+            with contextlib.suppress(OSError):  # not Linux, or forbidden: the peak stays older
+                Path("/proc/self/clear_refs").write_text("5")
+            self._start = _peak_resident_bytes()
+
+    def mib(self) -> float:
+        """Return the peak since the start, in MiB."""
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+        else:
+            peak = _peak_resident_bytes()
+        return (peak - self._start) / MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A model's means over held-out items."""
+
+    loss: float
+    """Mean loss per item; NaN without any item."""
+    metrics: dict[str, float]
+    """The objective's further means, such as ``accuracy``, by name."""
+    samples: int
+    items: int
+    seconds: float
+
+
+def evaluate(
+    model: nn.Module,
+    objective: Objective,
+    minibatches: Iterable[Batch],
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> Evaluation:
+    """Return a model's means over all items of some mini-batches, in evaluation mode.
+
+    Every module is back in its own mode afterwards.
+
+    Args:
+        model: The model, on ``device``.
+        objective: What to count and sum.
+        minibatches: The held-out data, read once.
+        device: Where to compute.
+        autocast: As in `cadence.accumulate`.
+    """
+    start = perf_counter()
+    training = [module for module in model.modules() if module.training]
+    sums: dict[str, Tensor] = {}
+    samples = items = 0
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, autocast, autocast is not None):
+            for batch in minibatches:
+                samples += sample_count(batch)
+                items += objective.items(batch)
+                for name, total in _totals(objective, model, moved(batch, device)).items():
+                    sums[name] = sums.get(name, 0) + total
+    finally:
+        for module in training:
+            module.training = True
+    means = {name: float(total) / items if items else np.nan for name, total in sums.items()}
+    loss = means.pop("loss", np.nan)
+    return Evaluation(loss, means, samples, items, perf_counter() - start)
+
+
+def _totals(objective: Objective, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Ask for an objective's totals; one that only has ``items`` and ``total_loss`` will do."""
+    if isinstance(objective, ReportsTotals):
+        return objective.totals(model, batch)
+    return {"loss": objective.total_loss(model, batch)}
+
+
+def _peak_resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

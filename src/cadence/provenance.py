@@ -1,0 +1,43 @@
+"""Where a run comes from: the code's commit and the versions it ran with."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "optuna", "mlflow", "scikit-learn")
+
+
+def git_tags(project: Path) -> dict[str, str]:
+    """Return MLflow's tags for a project's commit, and whether files differ from it.
+
+    Args:
+        project: A folder; where it is no git checkout, or git is missing, there are no tags.
+    """
+    commit = _git(project, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changed = bool(_git(project, "status", "--porcelain"))
+    return {"mlflow.source.git.commit": commit, "cadence.git.changed": str(changed).lower()}
+
+
+def environment() -> str:
+    """Return the versions of Python, the machine and the main packages, as JSON."""
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+    return json.dumps(found, indent=2) + "\n"
+
+
+def _git(project: Path, *command: str) -> str | None:
+    try:
+        ran = subprocess.run(
+            ["git", *command], cwd=project, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ran.stdout.strip()

@@ -1,0 +1,74 @@
+"""Learning-rate schedules: samples -> a factor on the learning rate.
+
+They count samples, not updates, so runs with a different step_size (mini-batches per update) pass
+through the same learning rates at the same samples.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+Schedule: TypeAlias = Callable[[float], float]
+"""Samples seen so far -> the factor on every learning rate."""
+
+
+def constant(warmup: int = 0) -> Schedule:
+    """Return a schedule that stays at 1.
+
+    Args:
+        warmup: Samples over which the factor first rises in a straight line from 0 to 1.
+    """
+    return lambda samples: _rise(samples, warmup)
+
+
+def cosine(horizon: int, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """Return half a cosine from 1 down to ``final``, as in Loshchilov and Hutter (2017).
+
+    Args:
+        horizon: Samples at which it arrives, at least 1; it stays there after.
+        warmup: Samples over which the factor first rises in a straight line from 0 to 1, at least
+            0 and below ``horizon``.
+        final: The factor at the horizon, in [0, 1].
+
+    Raises:
+        ValueError: ``warmup`` is not below ``horizon``.
+    """
+    if warmup >= horizon:
+        raise ValueError(
+            f"schedule.warmup={warmup}: the warm-up must end before the run does, at {horizon} "
+            "samples; lower it or train longer"
+        )
+
+    def factor(samples: float) -> float:
+        if samples < warmup:
+            return _rise(samples, warmup)
+        progress = min(1.0, (samples - warmup) / (horizon - warmup))
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+    return factor
+
+
+def named_schedule(name: str, horizon: int | None, warmup: int, final: float) -> Schedule:
+    """Return the schedule of a name.
+
+    Args:
+        name: ``constant`` or ``cosine``.
+        horizon: Samples in the whole run; None = unknown, which only a constant one allows.
+        warmup: As in `constant` and `cosine`.
+        final: As in `cosine`.
+
+    Raises:
+        ValueError: A cosine is asked for without a horizon, or the warm-up is too long.
+    """
+    if name == "constant":
+        return constant(warmup)
+    if horizon is None:
+        raise ValueError(
+            f"schedule={name}: it must know where the run ends; set trainer.max_epochs or "
+            "trainer.max_samples, or choose schedule=constant"
+        )
+    return cosine(horizon, warmup, final)
+
+
+def _rise(samples: float, warmup: int) -> float:
+    return 1.0 if samples >= warmup else samples / warmup

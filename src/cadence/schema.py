@@ -1,0 +1,243 @@
+"""What a user may ask for: a typed schema for each config group, with units and limits.
+
+The values are in conf/*.yaml; `cadence.config` holds the schemas against what a user gives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def setting(
+    unit: str, *, at_least: float | None = None, above: float | None = None,
+    below: float | None = None, choices: Sequence[str] = (), null: str = "",
+) -> Any:  # fmt: skip
+    """Return a dataclass field whose value comes from YAML.
+
+    Args:
+        unit: What the number counts, or what the value is.
+        at_least: The smallest value allowed; None = any.
+        above: A value just too small; None = any.
+        below: A value just too large; None = any.
+        choices: The values allowed; empty = any.
+        null: What null means, where it is allowed.
+    """
+    limits = {"at_least": at_least, "above": above, "below": below, "choices": tuple(choices)}
+    return field(default=MISSING, metadata={"unit": unit, "null": null, **limits})
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """How a run trains."""
+
+    step_size: int = setting("mini-batches per update", at_least=1)
+    microbatch_size: int | None = setting(
+        "samples per forward and backward", at_least=1, null="one mini-batch"
+    )
+    max_epochs: int | None = setting("epochs", at_least=1, null="no such limit")
+    max_samples: int | None = setting("samples", at_least=1, null="no such limit")
+    max_seconds: float | None = setting("seconds", above=0, null="no such limit")
+    clip_norm: float | None = setting("gradient norm", above=0, null="no clipping")
+    evaluate_every: int | None = setting("samples", at_least=1, null="once an epoch")
+    max_skipped: int = setting("refused updates in a row that are borne", at_least=0)
+    detect_anomaly: bool = setting("whether autograd names the operation that made a NaN (slow)")
+
+
+@dataclass(kw_only=True, slots=True)
+class DeviceConfig:
+    """Where a run computes, and how."""
+
+    name: str = setting("auto, cpu, cuda, cuda:1, mps")
+    precision: str = setting("arithmetic", choices=("fp32", "bf16", "fp16"))
+    compile: bool = setting("whether torch.compile translates the model")
+    channels_last: bool = setting("whether images lie in memory channel by channel")
+    threads: int | None = setting("threads of an operation", at_least=1, null="torch's choice")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """What every data set has; its own keys are passed to its ``_target_``."""
+
+    _target_: str = MISSING
+    batch_size: int = setting("samples per mini-batch", at_least=1)
+    workers: int = setting("loading processes; data in memory needs none", at_least=0)
+    objective: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
+class DigitsConfig(DataConfig):
+    """scikit-learn's handwritten digits."""
+
+    validation_share: float = setting("share held out", above=0, below=1)
+    split_seed: int = setting("seed of the split", at_least=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class SyntheticConfig(DataConfig):
+    """Made-up classes."""
+
+    samples: int = setting("samples", at_least=2)
+    shape: list[int] = setting("shape of one input")
+    classes: int = setting("classes", at_least=2)
+    noise: float = setting("standard deviation around a class's centre", at_least=0)
+    validation_share: float = setting("share held out", above=0, below=1)
+    split_seed: int = setting("seed of the samples and the split", at_least=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ArraysConfig(DataConfig):
+    """The user's own arrays."""
+
+    path: str = setting("an .npz file or a folder of .npy files")
+    inputs: str | None = setting("name of an array", null="found by name")
+    targets: str | None = setting("name of an array", null="found by name")
+    classes: int | None = setting("classes", at_least=1, null="the largest target + 1")
+    validation_share: float = setting("share held out", above=0, below=1)
+    split_seed: int = setting("seed of the split", at_least=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class PydocsConfig(DataConfig):
+    """The Python language reference, as bytes."""
+
+    context: int = setting("input tokens in a sample", at_least=1)
+    validation_share: float = setting("share held out, the tail", above=0, below=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class TextConfig(PydocsConfig):
+    """The user's own file, as bytes."""
+
+    path: str = setting("a file")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """What every model is told about the data, unless the user says otherwise."""
+
+    _target_: str = MISSING
+    input_shape: list[int] | None = setting("shape of one input", null="as the data has it")
+    outputs: int | None = setting("numbers put out", at_least=1, null="as the data has it")
+
+
+@dataclass(kw_only=True, slots=True)
+class MLPConfig(ModelConfig):
+    """A multilayer perceptron."""
+
+    hidden: list[int] = setting("widths of the hidden layers")
+
+
+@dataclass(kw_only=True, slots=True)
+class CNNConfig(ModelConfig):
+    """A small convolutional network."""
+
+    channels: list[int] = setting("channels out of each convolution")
+    dropout: float = setting("share of features dropped", at_least=0, below=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class GPTConfig(ModelConfig):
+    """A small causal transformer."""
+
+    layers: int = setting("transformer blocks", at_least=1)
+    width: int = setting("features of a token", at_least=1)
+    heads: int = setting("attention heads", at_least=1)
+    dropout: float = setting("share of features dropped", at_least=0, below=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig:
+    """AdamW."""
+
+    _target_: str = MISSING
+    lr: float = setting("learning rate", at_least=0)
+    betas: list[float] = setting("decay per update of the gradient's two moments")
+    eps: float = setting("added to the second moment's root", at_least=0)
+    weight_decay: float = setting("decay per update and learning rate", at_least=0)
+    fused: bool | None = setting("one kernel for all parameters", null="where the device can")
+
+
+@dataclass(kw_only=True, slots=True)
+class SGDConfig:
+    """Stochastic gradient descent."""
+
+    _target_: str = MISSING
+    lr: float = setting("learning rate", at_least=0)
+    momentum: float = setting("decay per update of the velocity", at_least=0, below=1)
+    nesterov: bool = setting("whether to look ahead along the velocity")
+    weight_decay: float = setting("decay per update and learning rate", at_least=0)
+    fused: bool | None = setting("one kernel for all parameters", null="where the device can")
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """How the learning rate changes over a run."""
+
+    name: str = setting("shape", choices=("constant", "cosine"))
+    warmup: int = setting("samples of a straight rise from 0", at_least=0)
+    final: float = setting("factor on the learning rate at the end", at_least=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ScalingConfig:
+    """How the learning rate follows the effective batch."""
+
+    name: str = setting("rule", choices=("none", "sqrt", "linear"))
+    reference: float = setting("items per update for which optimizer.lr was chosen", above=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackConfig:
+    """Where a run's numbers go."""
+
+    name: str = setting("tracker", choices=("mlflow", "none"))
+    uri: str = setting("MLflow tracking URI")
+    experiment: str = setting("MLflow experiment")
+    every: int | None = setting(
+        "samples between logged points of train/*", at_least=1, null="a hundredth of the run"
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """All that a run is told. A group without a type here may hold a user's own keys."""
+
+    seed: int = setting("seed of weights, shuffling and dropout", at_least=0)
+    model: Any = MISSING
+    data: Any = MISSING
+    device: DeviceConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    optimizer: Any = MISSING
+    schedule: ScheduleConfig = MISSING
+    scaling: ScalingConfig = MISSING
+    track: TrackConfig = MISSING
+
+
+SCHEMAS: dict[str, type] = {
+    "config": Config,
+    "trainer": TrainerConfig,
+    "device": DeviceConfig,
+    "digits": DigitsConfig,
+    "synthetic": SyntheticConfig,
+    "arrays": ArraysConfig,
+    "pydocs": PydocsConfig,
+    "text": TextConfig,
+    "mlp": MLPConfig,
+    "cnn": CNNConfig,
+    "gpt": GPTConfig,
+    "adamw": AdamWConfig,
+    "sgd": SGDConfig,
+    "schedule": ScheduleConfig,
+    "scaling": ScalingConfig,
+    "track": TrackConfig,
+}
+"""The schemas by the name that conf/ gives them: `/schema/NAME@_here_`."""
+
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "data": (DataConfig, DigitsConfig, SyntheticConfig, ArraysConfig, TextConfig, PydocsConfig),
+    "model": (ModelConfig, MLPConfig, CNNConfig, GPTConfig),
+    "optimizer": (AdamWConfig, SGDConfig),
+}
+"""The schemas of the groups whose options differ."""

@@ -1,0 +1,44 @@
+"""A run's summary.json: what it came to, for people and programs."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cadence.record import Fitted
+
+FILE = "summary.json"
+
+
+def write_summary(
+    folder: Path, fitted: Fitted, *, seed: int, mlflow_run_id: str | None, status: str
+) -> Path:
+    """Write summary.json into a run's folder, whole or not at all.
+
+    The names are those of `cadence.record.Fitted`, with each validation metric as ``val_NAME``;
+    what is not a finite number is null.
+
+    Args:
+        folder: The run's folder.
+        fitted: What the run came to.
+        seed: The run's seed.
+        mlflow_run_id: Its run in MLflow; None = it was not tracked.
+        status: FINISHED, FAILED or KILLED.
+
+    Returns:
+        The file.
+    """
+    values = asdict(fitted)
+    metrics = values.pop("val_metrics")
+    summary: dict[str, Any] = values | {f"val_{name}": value for name, value in metrics.items()}
+    summary |= {"seed": seed, "mlflow_run_id": mlflow_run_id, "status": status}
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in summary.items()
+    }
+    file = folder / FILE
+    temporary = file.with_suffix(".json.part")
+    temporary.write_text(json.dumps(finite, indent=2) + "\n")
+    temporary.replace(file)
+    return file

@@ -1,0 +1,264 @@
+"""From a run's numbers to MLflow, without making training wait.
+
+Values are buffered and a background thread writes them, many at a time: one ``log_metric`` costs
+some 6 ms, more than a window of a small model. The step axis is samples seen, so that curves of
+runs with different step_size (mini-batches per update) lie over each other.
+"""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import mlflow
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from sqlalchemy.engine import make_url
+
+from cadence.clock import Clock
+from cadence.record import Fitted
+from cadence.update import Outcome
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 5.0
+"""How long a value may wait before it is written."""
+
+BATCH = 1000
+"""Values that MLflow takes in one call."""
+
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's UI open the experiment on model training."""
+
+
+class Tracker:
+    """One MLflow run: a context manager and an observer of training.
+
+    Entering creates the run. Leaving writes what is buffered and ends the run: FINISHED, KILLED
+    after an interrupt, FAILED after any other exception, which is never swallowed.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: Its name; it is made if it is not there.
+        run_name: How the UI calls the run.
+        params: The flattened config.
+        tags: What else to say of the run, by name.
+        texts: Files to keep with the run, by name.
+        every: Samples between logged points of ``train/*``, at least 1; the first and the last
+            window are always among them.
+
+    Raises:
+        ValueError: On entering, when nothing answers at ``uri``.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        texts: Mapping[str, str],
+        every: int,
+    ) -> None:
+        self._uri = uri
+        self._experiment = experiment
+        self._run_name = run_name
+        self._params = params
+        self._tags = tags
+        self._texts = texts
+        self._every = every
+        self._latest: tuple[Clock, Outcome] | None = None
+        self._logged = Clock()
+        self._buffer: list[Metric] = []
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._writer = threading.Thread(target=self._write_until_closing, daemon=True)
+        self.run_id = ""
+        """MLflow's id of the run; empty before it is entered."""
+
+    def __enter__(self) -> "Tracker":
+        """Create the run and start the writer."""
+        _check_reachable(self._uri)
+        _quiet_libraries()
+        try:
+            self._client = mlflow.MlflowClient(self._uri)
+            run = self._client.create_run(
+                _experiment_id(self._client, self._uri, self._experiment),
+                tags=dict(self._tags),
+                run_name=self._run_name,
+            )
+            self.run_id = run.info.run_id
+            self._log_params()
+            for name, text in self._texts.items():
+                self._client.log_text(self.run_id, text, name)
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"track.uri={self._uri}: MLflow cannot log there ({error}); correct "
+                             "it, or train without by track=none") from error  # fmt: skip
+        self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self._uri)
+        self._monitor.start()
+        self._writer.start()
+        return self
+
+    def window(self, clock: Clock, outcome: Outcome) -> None:
+        """Keep a window's numbers if a point is due."""
+        first = self._latest is None
+        self._latest = clock, outcome
+        if first or clock.passed(self._every, since=self._logged):
+            self._log_window(clock, outcome)
+
+    def evaluation(self, clock: Clock, fitted: Fitted) -> None:
+        """Keep an evaluation's numbers, and what the run measures so far."""
+        metrics = {"val/loss": fitted.val_loss}
+        metrics |= {f"val/{name}": value for name, value in fitted.val_metrics.items()}
+        self.log(clock, metrics | _measured(fitted))
+
+    def log(self, clock: Clock, metrics: Mapping[str, float]) -> None:
+        """Keep some numbers, to be written soon at the clock's samples."""
+        now = int(time.time() * 1000)
+        points = [Metric(key, value, now, clock.samples) for key, value in metrics.items()]
+        with self._lock:
+            self._buffer += points
+
+    def finish(self, clock: Clock, fitted: Fitted, files: Sequence[Path]) -> None:
+        """Keep the last numbers of a run, and the files that describe it."""
+        self.log(clock, _measured(fitted))
+        for file in files:
+            self._client.log_artifact(self.run_id, str(file))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write what is left and end the run as it ended."""
+        if self._latest is not None and self._latest[0] != self._logged:
+            self._log_window(*self._latest)
+        self._closing.set()
+        self._writer.join()
+        self._monitor.publish_metrics(self._monitor.aggregate_metrics())
+        self._monitor.finish()
+        self._flush()
+        if error is not None:
+            self._client.set_tag(self.run_id, "cadence.reason", f"{type(error).__name__}: {error}")
+        self._client.set_terminated(self.run_id, status_after(error))
+
+    def _log_window(self, clock: Clock, outcome: Outcome) -> None:
+        self._logged = clock
+        self.log(
+            clock,
+            {
+                "train/loss": outcome.loss,
+                "train/grad_norm": outcome.grad_norm,
+                "train/lr": outcome.lr,
+                "train/updates": clock.updates,
+            },
+        )
+
+    def _log_params(self) -> None:
+        params = [Param(key, _param_text(value)) for key, value in self._params.items()]
+        for start in range(0, len(params), 100):  # MLflow takes 100 in one call
+            self._client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def _write_until_closing(self) -> None:
+        while not self._closing.wait(FLUSH_SECONDS):
+            self._flush_or_wait()
+
+    def _flush_or_wait(self) -> None:
+        try:
+            self._flush()
+        except (MlflowException, OSError) as error:
+            log.warning("MLflow took no metrics (%s); they wait, training goes on", error)
+
+    def _flush(self) -> None:
+        while self._buffer:
+            points = self._buffer[:BATCH]
+            self._client.log_batch(self.run_id, metrics=points)
+            with self._lock:
+                del self._buffer[: len(points)]
+
+
+def status_after(error: BaseException | None) -> str:
+    """Return MLflow's word for a run that ended so; None = without an exception."""
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
+def _measured(fitted: Fitted) -> dict[str, float]:
+    return {
+        "throughput/samples_per_second": fitted.samples_per_second,
+        "throughput/samples_per_second_p10": fitted.samples_per_second_p10,
+        "throughput/samples_per_second_p90": fitted.samples_per_second_p90,
+        "memory/peak_mib": fitted.peak_memory_mib,
+    }
+
+
+def _param_text(value: Any) -> str:
+    return "null" if value is None else str(value)[:6000]  # MLflow's longest
+
+
+def _experiment_id(client: "mlflow.MlflowClient", uri: str, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, _artifact_folder(uri), EXPERIMENT_TAGS))
+        except MlflowException:  # another run may have made it just now
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        raise ValueError(f"track.experiment={name}: it was deleted in MLflow; restore it there, or "
+                         "choose another name")  # fmt: skip
+    for key, value in EXPERIMENT_TAGS.items():
+        if experiment.tags.get(key) != value:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
+    return str(experiment.experiment_id)
+
+
+def _artifact_folder(uri: str) -> str | None:
+    """Return where artifacts go: beside an SQLite file; None = where the server says."""
+    if not uri.startswith("sqlite:"):
+        return None
+    database = make_url(uri).database
+    return None if database is None else (Path(database).resolve().parent / "artifacts").as_uri()
+
+
+def _check_reachable(uri: str) -> None:
+    """Fail at once where MLflow's own client would retry for minutes."""
+    parts = urlsplit(uri)
+    if parts.scheme.startswith("sqlite"):
+        database = make_url(uri).database
+        try:
+            Path(database or ".").resolve().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"track.uri={uri}: its folder cannot be made ({error}); choose "
+                             "another, or track=none") from error  # fmt: skip
+    elif parts.scheme in ("", "file"):
+        raise ValueError(
+            f"track.uri={uri}: MLflow 3 keeps runs in a database, not in a folder; try "
+            f"track.uri=sqlite:///{Path(parts.path).absolute()}/mlflow.db"
+        )
+    elif parts.scheme in ("http", "https"):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname or "", port), timeout=5).close()
+        except OSError as error:
+            raise ValueError(
+                f"track.uri={uri}: no MLflow server answers ({error}); start it, correct the "
+                "address, or train without by track=none"
+            ) from error
+
+
+def _quiet_libraries() -> None:
+    """Keep the making of MLflow's database, some fifty lines of migrations, off the console."""
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.WARNING)

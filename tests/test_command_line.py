@@ -1,0 +1,143 @@
+"""The command line as a user types it: what it prints, leaves behind and how fast it answers."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, CommandLine
+
+SUMMARY = {
+    "step_size",
+    "microbatch_size",
+    "updates",
+    "updates_skipped",
+    "samples",
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "samples_per_second",
+    "peak_memory_mib",
+    "seconds",
+    "device",
+    "seed",
+    "mlflow_run_id",
+    "status",
+}
+
+
+def summary(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "run" / "summary.json").read_text())
+    return found
+
+
+def test_a_run_says_what_it_does_and_leaves_its_folder_behind(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    ended = command("trainer.step_size=16", "trainer.max_epochs=2", "track=none")
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    said = ended.stdout.splitlines()
+    assert said[:5] == [
+        "model   mlp, 9,610 parameters, fp32 on cpu",
+        "data    digits, 1,437 training and 360 validation samples",
+        "window  step_size=16 mini-batches per update of 32 samples: effective batch 512 samples",
+        "epoch   45 mini-batches, 3 updates",
+        "run     2 epochs, 2,874 samples in all",
+    ]
+    assert said[5].startswith("1,437 of 2,874 samples  train loss ")
+    assert "updates       6 applied, 0 skipped" in said
+    assert said[-1] == f"run folder    {tmp_path / 'run'}"
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {
+        ".hydra",
+        "summary.json",
+        "train.log",
+    }
+    found = summary(tmp_path)
+    assert found.keys() >= SUMMARY
+    assert (found["step_size"], found["microbatch_size"]) == (16, None)
+    assert (found["updates"], found["samples"], found["status"]) == (6, 2874, "FINISHED")
+    assert found["mlflow_run_id"] is None
+
+
+def test_the_default_is_two_minibatches_per_update(command: CommandLine, tmp_path: Path) -> None:
+    assert command("trainer.max_epochs=1", "track=none").returncode == 0
+
+    assert (summary(tmp_path)["step_size"], summary(tmp_path)["updates"]) == (2, math.ceil(45 / 2))
+
+
+def test_every_step_size_sees_the_same_samples(command: CommandLine, tmp_path: Path) -> None:
+    seen = set()
+    for step_size in (1, 7):
+        ended = command(f"trainer.step_size={step_size}", "trainer.max_samples=1000", "track=none")
+        assert ended.returncode == 0, ended.stderr
+        seen.add(summary(tmp_path)["samples"])
+
+    assert seen == {1000}
+
+
+def test_the_same_seed_gives_the_same_losses_to_the_bit(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    losses = []
+    for seed in (3, 3, 4):
+        ended = command(f"seed={seed}", "trainer.max_epochs=2", "model=cnn", "track=none")
+        assert ended.returncode == 0, ended.stderr
+        losses.append((summary(tmp_path)["train_loss"], summary(tmp_path)["val_loss"]))
+
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_debug_is_one_tiny_epoch_without_tracking(command: CommandLine, tmp_path: Path) -> None:
+    assert command("debug=default").returncode == 0
+
+    found = summary(tmp_path)
+    assert (found["samples"], found["mlflow_run_id"]) == (256, None)
+
+
+@pytest.mark.parametrize("question", [["--help"], ["--cfg", "job"], ["trainer.step_szie=3"]])
+def test_help_config_and_typos_are_answered_without_torch_or_mlflow(question: list[str]) -> None:
+    watched = (
+        "import sys, runpy, atexit\n"
+        "atexit.register(lambda: print(sorted({'torch', 'mlflow'} & set(sys.modules))))\n"
+        f"sys.argv = ['train', *{question!r}]\n"
+        "runpy.run_module('src.train', run_name='__main__')\n"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-c", watched], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_killed_and_keeps_what_it_had(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "src.train", "trainer.max_epochs=100000", "track=none"),
+            f"hydra.run.dir={tmp_path}/run",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "val loss" in line:
+            break
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+
+    assert process.returncode == 128 + number
+    assert error == "interrupted: the run is marked KILLED\n"
+    found = summary(tmp_path)
+    assert found["status"] == "KILLED"
+    assert found["samples"] >= 1437  # type: ignore[operator]
