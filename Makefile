@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 PORT ?= 5000
+MLRUNS ?= $(CURDIR)/mlruns
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
@@ -20,10 +21,10 @@ train: $(VENV)/.installed ## train; make train ARGS="trainer.step_size=16"
 	$(BIN)/python -m src.train $(ARGS)
 
 ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
-	@echo "comparing runs: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
-	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
-	  --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" \
-	  --default-artifact-root "$(CURDIR)/mlruns/artifacts"
+	@echo "compare the runs at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --backend-store-uri "sqlite:///$(MLRUNS)/mlflow.db" \
+	  --default-artifact-root "$(MLRUNS)/artifacts"
 
 test: $(VENV)/.installed-dev ## run the tests (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not learns" $(ARGS)
@@ -42,7 +43,7 @@ benchmark: $(VENV)/.installed-dev ## measure throughput beside Lightning, Fabric
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	@touch $@
 

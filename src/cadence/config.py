@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 def register(project: Path) -> None:
     """Make the schemas known to Hydra, and the project's folder known to conf/ as ``${root:}``."""
     for name, schema in SCHEMAS.items():
-        ConfigStore.instance().store(group="schema", name=name, node=schema, provider="cadence")
+        ConfigStore.instance().store(group="schema", name=name, node=schema, replace=True)
     OmegaConf.register_resolver("root", lambda: str(project), replace=True)
 
 

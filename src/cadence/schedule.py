@@ -27,17 +27,9 @@ def cosine(horizon: int, warmup: int = 0, final: float = 0.0) -> Schedule:
     Args:
         horizon: Samples at which it arrives, at least 1; it stays there after.
         warmup: Samples over which the factor first rises in a straight line from 0 to 1, at least
-            0 and below ``horizon``.
+            0; a run that ends sooner never leaves it.
         final: The factor at the horizon, in [0, 1].
-
-    Raises:
-        ValueError: ``warmup`` is not below ``horizon``.
     """
-    if warmup >= horizon:
-        raise ValueError(
-            f"schedule.warmup={warmup}: the warm-up must end before the run does, at {horizon} "
-            "samples; lower it or train longer"
-        )
 
     def factor(samples: float) -> float:
         if samples < warmup:
@@ -58,7 +50,7 @@ def named_schedule(name: str, horizon: int | None, warmup: int, final: float) ->
         final: As in `cosine`.
 
     Raises:
-        ValueError: A cosine is asked for without a horizon, or the warm-up is too long.
+        ValueError: A cosine is asked for without a horizon.
     """
     if name == "constant":
         return constant(warmup)

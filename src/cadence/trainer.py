@@ -58,6 +58,7 @@ class Trainer:
         self.microbatch_size = checked_microbatch_size(microbatch_size)
         self.device = devices.resolved(device)
         self.model = model.to(self.device)
+        self.optimizer = optimizer
         self.objective = objective
         self.clock = Clock()
         self._max_skipped = max_skipped

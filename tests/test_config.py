@@ -1,0 +1,80 @@
+"""conf/ composes, and says the same as the code."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from cadence import config as configs
+from cadence import windows
+from cadence.schema import SCHEMAS, Config
+
+CONF = ROOT / "conf"
+PATHS = {"text": "data.path=a.txt", "arrays": "data.path=a.npz"}
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    configs.register(ROOT)
+    with initialize_config_dir(str(CONF)):
+        yield
+
+
+OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"))]
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", list(overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_is_possible(group: str, option: str) -> None:
+    path = [PATHS[option]] if option in PATHS else []
+
+    configs.checked(composed(f"{group}={option}", *path))
+
+
+def test_the_yaml_default_of_step_size_is_the_one_of_python() -> None:
+    default = inspect.signature(windows).parameters["step_size"].default
+
+    assert composed().trainer.step_size == default == 2
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "mps"])
+def test_no_device_changes_the_default_step_size(device: str) -> None:
+    assert composed(f"device={device}").trainer.step_size == 2
+
+
+def test_every_setting_states_its_unit() -> None:
+    without = [
+        f"{name}.{field.name}"
+        for name, schema in SCHEMAS.items()
+        for field in dataclasses.fields(schema)
+        if not field.metadata and field.name not in {"_target_", "objective"}
+    ]
+
+    assert without == [
+        "config.model",
+        *[f"config.{field.name}" for field in dataclasses.fields(Config)][2:],
+    ]
+
+
+def test_params_are_flat_and_keep_lists_whole() -> None:
+    params = configs.flattened(composed("model.hidden=[8,4]"))
+
+    assert params["model.hidden"] == [8, 4]
+    assert params["data.objective._target_"] == "cadence.objectives.Classification"
+    assert not any(isinstance(value, dict) for value in params.values())
+
+
+def test_a_composed_config_survives_being_written_and_read(tmp_path: Path) -> None:
+    cfg = composed("experiment=pydocs_gpt")
+    file = tmp_path / "config.yaml"
+    OmegaConf.save(cfg, file, resolve=True)
+
+    assert OmegaConf.load(file) == OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))

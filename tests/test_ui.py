@@ -1,0 +1,168 @@
+"""The pages that `make ui` serves, seen by a real browser."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import ROOT
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+PICTURE = "compare.png"
+
+needs_browser = pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")) and not os.environ.get("CI"),
+    reason="needs Chromium and its driver (apt-get install chromium chromium-driver)",
+)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder as mlruns/ is, holding a run of step_size 2 and one of 16, and their ids."""
+    folder = tmp_path_factory.mktemp("mlruns")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    for step_size in (2, 16):
+        overrides = (
+            "experiment=digits_mlp",
+            f"trainer.step_size={step_size}",
+            "trainer.max_epochs=20",
+            f"track.uri={uri}",
+            f"hydra.run.dir={folder}/runs/{step_size}",
+        )
+        subprocess.run([sys.executable, "-m", "src.train", *overrides], cwd=ROOT, check=True)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("cadence")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    return folder, sorted(run.info.run_id for run in runs)
+
+
+@pytest.fixture(scope="module")
+def address(two_runs: tuple[Path, list[str]]) -> Iterator[str]:
+    """Serve the runs by `make ui`, and end it with all its processes."""
+    port = free_port()
+    venv = Path(sys.executable).parents[1]
+    server = subprocess.Popen(
+        [
+            *("make", "ui", f"PORT={port}", f"MLRUNS={two_runs[0]}"),
+            *(f"VENV={venv}", f"--old-file={venv}/.installed"),  # this environment, as it is
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert server.stdout is not None
+        said = next(line for line in server.stdout if "http" in line)
+        assert said == f"compare the runs at http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+        wait_for(f"http://127.0.0.1:{port}/health")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, 15)
+        server.communicate(timeout=30)
+
+
+def wait_for(url: str) -> None:
+    deadline = time.monotonic() + 120
+    while not answers(url):
+        assert time.monotonic() < deadline, f"{url} does not answer"
+        time.sleep(0.5)
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[WebDriver]:
+    options = Options()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        "--window-size=1800,900",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@needs_browser
+def test_two_step_sizes_are_compared_in_the_ui_by_name_and_params(
+    two_runs: tuple[Path, list[str]], address: str, browser: WebDriver
+) -> None:
+    runs = ",".join(f'"{run}"' for run in two_runs[1])
+
+    browser.get(f'{address}/#/compare-runs?runs=[{runs}]&experiments=["1"]')
+
+    WebDriverWait(browser, 60).until(
+        lambda page: "trainer.step_size" in page.find_element(By.TAG_NAME, "body").text
+    )
+    shown = browser.find_element(By.TAG_NAME, "body").text
+    assert "step_size=2 digits mlp" in shown
+    assert "step_size=16 digits mlp" in shown
+
+
+@needs_browser
+def test_the_loss_curves_of_two_step_sizes_lie_over_each_other_in_one_chart(
+    address: str, browser: WebDriver, tmp_path: Path
+) -> None:
+    browser.get(f"{address}/#/experiments/1/runs?compareRunsMode=CHART")
+    wait = WebDriverWait(browser, 60)
+    search = wait.until(
+        lambda page: page.find_element(By.XPATH, "//input[@placeholder='Search metric charts']")
+    )
+    search.send_keys("loss")
+
+    wait.until(lambda page: len(page.find_elements(By.CLASS_NAME, "js-plotly-plot")) == 2)
+    shown = browser.find_element(By.TAG_NAME, "body").text
+    for name in ("train/loss", "val/loss", "step_size=2 digits mlp", "step_size=16 digits mlp"):
+        assert name in shown
+    time.sleep(2)  # the lines move into place
+    folder = Path(os.environ.get("PICTURES", tmp_path))
+    assert browser.save_screenshot(str(folder / PICTURE))
+
+
+@needs_browser
+def test_the_ui_listens_on_this_machine_alone(address: str) -> None:
+    port = int(address.rpartition(":")[2])
+    listening = [
+        line.split()[1]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
+    ]
+
+    assert listening == [f"0100007F:{port:04X}"]
