@@ -74,31 +74,63 @@ def accumulate(
         TypeError: A mini-batch is not one, or ``microbatch_size`` is not an int.
         ValueError: ``microbatch_size`` is below 1, or the objective's loss is not a 0-d tensor.
     """
-    checked_microbatch_size(microbatch_size)
-    counts = [objective.items(batch) for batch in window]
-    items = sum(counts)
-    parameters = list(model.parameters())
-    device = parameters[0].device if parameters else torch.device("cpu")
-    if items == 0:
-        return Accumulated(torch.zeros((), device=device), items)
-    half_sums = _HalfGradients(parameters)
-    total_loss: Tensor | None = None
-    for microbatch in _microbatches(objective, window, counts, microbatch_size):
-        with _autocast(device, autocast):
-            loss = objective.total_loss(model, moved(microbatch, device))
-        if loss.dim() != 0:
-            raise ValueError(
-                f"{type(objective).__name__}.total_loss gave shape {list(loss.shape)}; it must "
-                'return the sum over items, a 0-d tensor: try reduction="sum"'
-            )
-        share = loss.new_full((), 1 / items, requires_grad=False)
-        torch.autograd.backward(loss, share if scaler is None else scaler.scale(share))
-        half_sums.take()
-        detached = loss.detach()
-        total_loss = detached if total_loss is None else total_loss + detached
-    half_sums.give()
-    assert total_loss is not None  # items > 0, so at least one micro-batch holds one
-    return Accumulated(total_loss, items)
+    return Accumulator(model, objective, microbatch_size, autocast=autocast, scaler=scaler)(window)
+
+
+class Accumulator:
+    """`accumulate` for one window after another: it looks the model's parameters up once.
+
+    The arguments are those of `accumulate`. A model whose parameters are replaced or moved needs a
+    new one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        microbatch_size: int | None = None,
+        *,
+        autocast: torch.dtype | None = None,
+        scaler: GradScaler | None = None,
+    ) -> None:
+        self._model = model
+        self._objective = objective
+        self._microbatch_size = checked_microbatch_size(microbatch_size)
+        self._autocast = autocast
+        self._scaler = scaler
+        parameters = list(model.parameters())
+        self._device = parameters[0].device if parameters else torch.device("cpu")
+        self._half = [parameter for parameter in parameters if parameter.dtype in HALF]
+
+    def __call__(self, window: Sequence[Batch]) -> Accumulated:
+        """Accumulate one window; see `accumulate`."""
+        objective, device = self._objective, self._device
+        counts = [objective.items(batch) for batch in window]
+        items = sum(counts)
+        if items == 0:
+            return Accumulated(torch.zeros((), device=device), items)
+        half_sums = _HalfGradients(self._half)
+        share: Tensor | None = None
+        total_loss: Tensor | None = None
+        for microbatch in _microbatches(objective, window, counts, self._microbatch_size):
+            with _autocast(device, self._autocast):
+                loss = objective.total_loss(self._model, moved(microbatch, device))
+            if loss.dim() != 0:
+                raise ValueError(
+                    f"{type(objective).__name__}.total_loss gave shape {list(loss.shape)}; it must "
+                    'return the sum over items, a 0-d tensor: try reduction="sum"'
+                )
+            if share is None:
+                share = loss.new_full((), 1 / items, requires_grad=False)
+                if self._scaler is not None:
+                    share = self._scaler.scale(share)
+            torch.autograd.backward(loss, share)
+            half_sums.take()
+            detached = loss.detach().float() if loss.dtype in HALF else loss.detach()
+            total_loss = detached if total_loss is None else total_loss + detached
+        half_sums.give()
+        assert total_loss is not None  # items > 0, so at least one micro-batch holds one
+        return Accumulated(total_loss, items)
 
 
 def checked_microbatch_size(microbatch_size: int | None) -> int | None:
@@ -146,9 +178,7 @@ class _HalfGradients:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._sums: dict[nn.Parameter, Tensor | None] = {
-            parameter: None for parameter in parameters if parameter.dtype in HALF
-        }
+        self._sums: dict[nn.Parameter, Tensor | None] = dict.fromkeys(parameters)
         self.take()
 
     def take(self) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 Batch: TypeAlias = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
+_COLLECTIONS = (tuple, list, Mapping)  # the exact types first: asking an ABC takes longer
+
 
 def tensors(batch: Batch) -> tuple[Tensor, ...]:
     """Return the tensors of a mini-batch in their order.
@@ -21,7 +23,7 @@ def tensors(batch: Batch) -> tuple[Tensor, ...]:
     """
     if isinstance(batch, Tensor):
         return (batch,)
-    if not isinstance(batch, Mapping | tuple | list):
+    if not isinstance(batch, _COLLECTIONS):
         raise TypeError(
             f"a mini-batch is a tensor, or a tuple, list, named tuple or dict of tensors, "
             f"not {type(batch).__name__}"
@@ -46,9 +48,12 @@ def sample_count(batch: Batch) -> int:
         ValueError: A tensor has no dimension, or their lengths differ.
     """
     parts = tensors(batch)
-    if any(part.dim() == 0 for part in parts):
-        raise ValueError("a mini-batch's tensors need a dimension 0, the samples; one is 0-d")
-    lengths = {part.shape[0] for part in parts}
+    try:
+        lengths = {len(part) for part in parts}
+    except TypeError as error:
+        raise ValueError(
+            "a mini-batch's tensors need a dimension 0, the samples; one is 0-d"
+        ) from error
     if len(lengths) > 1:
         raise ValueError(
             f"a mini-batch's tensors share dimension 0, the samples; got lengths {sorted(lengths)}"
@@ -66,9 +71,8 @@ def first_samples(minibatches: Iterable[Batch], count: int | None) -> Iterator[B
     if count is None:
         yield from minibatches
         return
-    for batch in minibatches:
-        if count <= 0:
-            return
+    stream = iter(minibatches)
+    while count > 0 and (batch := next(stream, None)) is not None:
         size = sample_count(batch)
         yield batch if size <= count else _part(batch, 0, count)
         count -= size
@@ -111,7 +115,10 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     A copy to a CUDA device does not wait for its end, so that it overlaps with computation when
     the host tensors are pinned.
     """
-    if all(part.device == device for part in tensors(batch)):
+    for part in tensors(batch):
+        if part.device != device:
+            break
+    else:
         return batch
     return _mapped(lambda part: part.to(device, non_blocking=device.type == "cuda"), batch)
 

@@ -1,18 +1,17 @@
 """How far a run has come, one immutable value, and how far it goes."""
 
-from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(NamedTuple):
     """What a run has seen and done so far.
 
     Samples, not updates, are the axis of everything that runs are compared on.
     """
 
     epoch: int = 0
-    """Epochs begun and finished."""
+    """Epochs ended, the last of a run perhaps early."""
     batches: int = 0
     """Mini-batches seen."""
     samples: int = 0
@@ -48,7 +47,7 @@ class Clock:
 
     def after_epoch(self) -> "Clock":
         """Return the clock after the end of an epoch."""
-        return replace(self, epoch=self.epoch + 1)
+        return self._replace(epoch=self.epoch + 1)
 
     def passed(self, period: int, *, since: "Clock") -> bool:
         """Return whether a multiple of ``period`` samples was reached after ``since``."""

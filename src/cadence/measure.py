@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cadence.accumulation import HALF
 from cadence.batch import Batch, moved, sample_count
 from cadence.objectives import Objective, ReportsTotals
 
@@ -40,11 +41,12 @@ class Stopwatch:
     def __init__(self) -> None:
         self._samples = array("d")
         self._seconds = array("d")
-        self._mark = perf_counter()
+        self.mark = perf_counter()
+        """When the present window began, or the last ended: seconds of ``time.perf_counter``."""
 
     def resume(self) -> None:
         """Start the next window's time now: what came before it (an evaluation) is not its own."""
-        self._mark = perf_counter()
+        self.mark = perf_counter()
 
     def window(self, samples: int) -> None:
         """End a window of that many samples, and start the next.
@@ -54,8 +56,8 @@ class Stopwatch:
         """
         now = perf_counter()
         self._samples.append(samples)
-        self._seconds.append(now - self._mark)
-        self._mark = now
+        self._seconds.append(now - self.mark)
+        self.mark = now
 
     def throughput(self) -> Throughput:
         """Return the throughput of the windows so far, without the warm-up."""
@@ -123,6 +125,9 @@ def evaluate(
         minibatches: The held-out data, read once.
         device: Where to compute.
         autocast: As in `cadence.accumulate`.
+
+    Raises:
+        ValueError: There is no mini-batch.
     """
     start = perf_counter()
     training = [module for module in model.modules() if module.training]
@@ -133,12 +138,21 @@ def evaluate(
         with torch.inference_mode(), torch.autocast(device.type, autocast, autocast is not None):
             for batch in minibatches:
                 samples += sample_count(batch)
-                items += objective.items(batch)
+                batch_items = objective.items(batch)
+                if batch_items == 0:
+                    continue
+                items += batch_items
                 for name, total in _totals(objective, model, moved(batch, device)).items():
-                    sums[name] = sums.get(name, 0) + total
+                    wide = total.float() if total.dtype in HALF else total
+                    sums[name] = sums.get(name, 0) + wide
     finally:
         for module in training:
             module.training = True
+    if samples == 0:
+        raise ValueError(
+            "the validation data gave no mini-batch; is it empty, or a generator that can be read "
+            "once? Give a DataLoader, or another iterable that starts anew each time"
+        )
     means = {name: float(total) / items if items else np.nan for name, total in sums.items()}
     loss = means.pop("loss", np.nan)
     return Evaluation(loss, means, samples, items, perf_counter() - start)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from cadence.batch import Batch, sample_count
+from cadence.batch import Batch, sample_count, tensors
 
 IGNORED = -100
 """The target that marks an item as absent, as in torch.nn.functional.cross_entropy."""
@@ -31,10 +31,10 @@ class Objective(Protocol):
     in its micro-batch) and the method of `ReportsTotals`.
     """
 
-    def items(self, batch: Batch) -> int:
+    def items(self, batch: Any) -> int:
         """Return the items in a mini-batch; 0 = it takes no part in the update."""
 
-    def total_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def total_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the sum, not the mean, of the losses of the items in a mini-batch, 0-d."""
 
 
@@ -42,7 +42,7 @@ class Objective(Protocol):
 class ReportsTotals(Protocol):
     """An objective that tells evaluation more than the loss."""
 
-    def totals(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def totals(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Return what evaluation reports, each summed over items; ``loss`` is among it."""
 
 
@@ -75,7 +75,7 @@ class Classification:
         """Return the sums of ``loss`` (nats) and ``accuracy`` (right answers)."""
         inputs, targets = _inputs_and_targets(batch)
         logits = model(inputs)
-        right = (logits.argmax(1) == targets).sum()
+        right = ((logits.argmax(1) == targets) & (targets != self.ignore_index)).sum()
         return {"loss": self._sum(logits, targets), "accuracy": right.float()}
 
     def _sum(
@@ -96,9 +96,10 @@ class LanguageModelling:
     Args:
         ignore_index: The target value that marks a token as absent (padding, a prompt).
 
-    A mini-batch is one tensor of tokens [samples, context + 1], of which all but the last are the
-    inputs and all but the first the targets; or (inputs, targets), each [samples, context], in any
-    form that `Classification` takes. The model maps inputs to logits [samples, context, tokens].
+    A mini-batch is one tensor of tokens [samples, context + 1], bare or the only one of a tuple,
+    list or dict: all but the last are the inputs, all but the first the targets. Or it is (inputs,
+    targets), each [samples, context], in any form that `Classification` takes. The model maps
+    inputs to logits [samples, context, tokens].
     """
 
     def __init__(self, ignore_index: int = IGNORED) -> None:
@@ -119,7 +120,7 @@ class LanguageModelling:
         inputs, targets = _tokens(batch)
         logits = model(inputs)
         loss = self._sum(logits, targets)
-        right = (logits.argmax(-1) == targets).sum()
+        right = ((logits.argmax(-1) == targets) & (targets != self.ignore_index)).sum()
         return {"loss": loss, "bits_per_token": loss / math.log(2), "accuracy": right.float()}
 
     def _sum(
@@ -195,7 +196,7 @@ class MeanLoss:
 
 
 def _inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, Mapping):
+    if not isinstance(batch, tuple | list) and isinstance(batch, Mapping):
         if "inputs" in batch and "targets" in batch:
             return batch["inputs"], batch["targets"]
         batch = tuple(batch.values())
@@ -207,12 +208,16 @@ def _inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _tokens(batch: Batch) -> tuple[Int[Tensor, "samples context"], Int[Tensor, "samples context"]]:
-    if isinstance(batch, Tensor):
-        return batch[:, :-1], batch[:, 1:]
+    found = tensors(batch)
+    if len(found) == 1:
+        return found[0][:, :-1], found[0][:, 1:]
     return _inputs_and_targets(batch)
 
 
 def _count(targets: Num[Tensor, "..."], ignored: int) -> int:
+    # Most mini-batches hold no ignored target, and the smallest target tells in one pass.
+    if targets.numel() > 0 and targets.min().item() > ignored:
+        return targets.numel()
     return int(torch.count_nonzero(targets != ignored))
 
 

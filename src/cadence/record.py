@@ -129,6 +129,6 @@ class Record:
             samples_per_second_p10=throughput.p10,
             samples_per_second_p90=throughput.p90,
             peak_memory_mib=self._memory.mib(),
-            seconds=perf_counter() - self._started,
+            seconds=self._stopwatch.mark - self._started,
             device=str(self._device),
         )

@@ -34,7 +34,9 @@ def cosine(horizon: int, warmup: int = 0, final: float = 0.0) -> Schedule:
     def factor(samples: float) -> float:
         if samples < warmup:
             return _rise(samples, warmup)
-        progress = min(1.0, (samples - warmup) / (horizon - warmup))
+        if samples >= horizon:
+            return final
+        progress = (samples - warmup) / (horizon - warmup)
         return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
     return factor

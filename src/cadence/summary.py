@@ -12,7 +12,13 @@ FILE = "summary.json"
 
 
 def write_summary(
-    folder: Path, fitted: Fitted, *, seed: int, mlflow_run_id: str | None, status: str
+    folder: Path,
+    fitted: Fitted,
+    *,
+    effective_batch: int,
+    seed: int,
+    mlflow_run_id: str | None,
+    status: str,
 ) -> Path:
     """Write summary.json into a run's folder, whole or not at all.
 
@@ -22,6 +28,7 @@ def write_summary(
     Args:
         folder: The run's folder.
         fitted: What the run came to.
+        effective_batch: Items per full update, over all processes.
         seed: The run's seed.
         mlflow_run_id: Its run in MLflow; None = it was not tracked.
         status: FINISHED, FAILED or KILLED.
@@ -32,7 +39,8 @@ def write_summary(
     values = asdict(fitted)
     metrics = values.pop("val_metrics")
     summary: dict[str, Any] = values | {f"val_{name}": value for name, value in metrics.items()}
-    summary |= {"seed": seed, "mlflow_run_id": mlflow_run_id, "status": status}
+    summary |= {"effective_batch": effective_batch, "seed": seed}
+    summary |= {"mlflow_run_id": mlflow_run_id, "status": status}
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in summary.items()

@@ -1,14 +1,15 @@
 """The training loop, flat, in the order things happen."""
 
 import logging
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from cadence import device as devices
-from cadence.accumulation import accumulate, checked_microbatch_size
+from cadence.accumulation import Accumulator, checked_microbatch_size
 from cadence.batch import Batch, first_samples, sample_count
 from cadence.clock import Clock, Limits
 from cadence.measure import Evaluation, evaluate
@@ -61,6 +62,8 @@ class Trainer:
         self.optimizer = optimizer
         self.objective = objective
         self.clock = Clock()
+        if microbatch_size is not None:
+            _warn_of_coupled_samples(model, objective)
         self._max_skipped = max_skipped
         self._autocast = devices.autocast_dtype(precision, self.device)
         self._scaler = devices.grad_scaler(precision, self.device)
@@ -119,19 +122,19 @@ class Trainer:
         self._record = record = Record(self.device, observers)
         _warn_of_short_epochs(train_loader, self.step_size)
         self.model.train()
+        accumulate = Accumulator(
+            self.model,
+            self.objective,
+            self.microbatch_size,
+            autocast=self._autocast,
+            scaler=self._scaler,
+        )
         while not limits.reached(self.clock):
             _announce_epoch(train_loader, self.clock.epoch)
             minibatches = first_samples(train_loader, limits.samples_left(self.clock))
             record.begin_epoch()
             for window in windows(minibatches, self.step_size):
-                accumulated = accumulate(
-                    self.model,
-                    self.objective,
-                    window,
-                    self.microbatch_size,
-                    autocast=self._autocast,
-                    scaler=self._scaler,
-                )
+                accumulated = accumulate(window)
                 samples = sum(map(sample_count, window))
                 outcome = self._update.apply(accumulated, self.clock, samples)
                 before = self.clock
@@ -144,11 +147,11 @@ class Trainer:
                     self._evaluate(val_loader, record)
                 if limits.time_is_up():
                     break
-            else:
-                self.clock = self.clock.after_epoch()
+            self.clock = self.clock.after_epoch()
             record.end_epoch(self.clock)
-            if evaluate_every is None or limits.reached(self.clock):
+            if evaluate_every is None:
                 self._evaluate(val_loader, record)
+        self._evaluate(val_loader, record)
         return self.fitted
 
     @property
@@ -175,11 +178,26 @@ def _announce_epoch(loader: Iterable[Batch], epoch: int) -> None:
             set_epoch(epoch)
 
 
+def _warn_of_coupled_samples(model: nn.Module, objective: Objective) -> None:
+    norms = [type(module).__name__ for module in model.modules() if isinstance(module, _BatchNorm)]
+    if norms or getattr(objective, "couples_samples", False):
+        coupling = norms[0] if norms else type(objective).__name__
+        log.warning(
+            "%s couples the samples of a micro-batch, so trainer.microbatch_size changes what is "
+            "trained; null keeps the mini-batches as they are",
+            coupling,
+        )
+
+
 def _warn_of_short_epochs(loader: Iterable[Batch], step_size: int) -> None:
-    if isinstance(loader, Sized) and 0 < len(loader) < step_size:
+    try:
+        minibatches = len(loader)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a DataLoader of an IterableDataset
+        return
+    if 0 < minibatches < step_size:
         log.warning(
             "an epoch of %d mini-batches is shorter than one window of step_size=%d: each update "
             "sees the whole epoch; a smaller data.batch_size gives more mini-batches",
-            len(loader),
+            minibatches,
             step_size,
         )

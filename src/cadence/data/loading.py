@@ -1,7 +1,6 @@
 """From a data set to its mini-batches: torch's DataLoader, seeded, and fast for tensors."""
 
 import logging
-import random
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -35,8 +34,13 @@ class EpochOrder(Sampler[Any]):
         """Choose the epoch, from 0, whose order comes next."""
         self._epoch = epoch
 
-    def __iter__(self) -> Iterator[Int[Tensor, " samples"]]:
+    def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of each mini-batch."""
+        for indices in self.tensors():
+            yield indices.tolist()
+
+    def tensors(self) -> Iterator[Int[Tensor, " samples"]]:
+        """Yield the indices of each mini-batch as one tensor."""
         yield from torch.split(self._order(), self._batch_size)
 
     def __len__(self) -> int:
@@ -65,7 +69,7 @@ class InMemoryLoader(DataLoader[Samples]):
 
     def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
         """Yield the mini-batches of the epoch that was last set."""
-        for indices in self._order:
+        for indices in self._order.tensors():
             batch = self._data.gathered(indices)
             yield tuple(part.pin_memory() for part in batch) if self.pin_memory else batch
 
@@ -109,16 +113,9 @@ def loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_seed_worker,
-        generator=None if shuffle_seed is None else torch.Generator().manual_seed(shuffle_seed),
+        generator=torch.Generator().manual_seed(shuffle_seed or 0),
     )
 
 
 def _identity(batch: Any) -> Any:
     return batch
-
-
-def _seed_worker(_: int) -> None:
-    seed = torch.initial_seed() % 2**32  # torch gives each worker its own
-    random.seed(seed)
-    np.random.seed(seed)

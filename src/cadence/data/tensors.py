@@ -1,6 +1,6 @@
 """What every data set returns, and the one that lives in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,10 +50,6 @@ class TensorData(Dataset[Samples]):
     def __getitem__(self, index: int) -> Samples:
         """Return one sample, without the samples dimension."""
         return tuple(part[0] for part in self.gathered(torch.tensor([index])))
-
-    def __getitems__(self, indices: Sequence[int]) -> Samples:
-        """Return several samples as one mini-batch: torch's DataLoader fetches it whole."""
-        return self.gathered(torch.as_tensor(indices))
 
     def gathered(self, indices: Int[Tensor, " samples"]) -> Samples:
         """Return the mini-batch of these samples, int64 indices in any order."""

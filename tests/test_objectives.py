@@ -1,0 +1,227 @@
+"""Objectives: the sum over items, divided by the items, is torch's own mean loss."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import FORMS, gradients, relative_error
+from torch import Tensor, nn
+
+from cadence.batch import Batch
+from cadence.objectives import (
+    Classification,
+    LanguageModelling,
+    MeanLoss,
+    Objective,
+    Regression,
+    ReportsTotals,
+)
+
+IGNORED = -100
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class NextToken(nn.Module):
+    """Logits of the next token from the present one alone."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(random(tokens, tokens))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.table[inputs]
+
+
+class Case(NamedTuple):
+    objective: Objective
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    mean_loss: Callable[[Tensor, Tensor], Tensor]  # torch's own, of outputs and targets
+    items: int
+
+
+def flat(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return torch's cross-entropy of sequences, [samples, context, tokens]."""
+    return F.cross_entropy(outputs.transpose(1, 2), targets)
+
+
+classes = torch.tensor([0, 2, 1, 2])
+masked = torch.tensor([0, IGNORED, 1, IGNORED])
+pixels = torch.tensor([[0, 1, IGNORED], [2, 2, 1]])
+tokens = torch.tensor([[0, 1, 2], [3, IGNORED, IGNORED]])
+features = nn.Linear(3, 3).double()
+
+CASES = {
+    "classification": Case(
+        Classification(), features, random(4, 3), classes, nn.CrossEntropyLoss(), items=4
+    ),
+    "classification, masked": Case(
+        Classification(), features, random(4, 3), masked, nn.CrossEntropyLoss(), items=2
+    ),
+    "classification, smoothed": Case(
+        Classification(label_smoothing=0.1, ignore_index=2),
+        features,
+        random(4, 3),
+        classes,
+        nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=2),
+        items=2,
+    ),
+    "classification of pixels": Case(
+        Classification(),
+        nn.Conv1d(2, 3, kernel_size=1).double(),
+        random(2, 2, 3),
+        pixels,
+        nn.CrossEntropyLoss(),
+        items=5,
+    ),
+    "language modelling": Case(
+        LanguageModelling(),
+        NextToken(4),
+        torch.tensor([[1, 0, 1], [2, 3, 0]]),
+        tokens,
+        flat,
+        items=4,
+    ),
+    "regression": Case(
+        Regression(), features, random(4, 3), random(4, 3) + 1, nn.MSELoss(), items=4
+    ),
+    "regression of images": Case(
+        Regression(),
+        nn.Conv1d(2, 3, kernel_size=1).double(),
+        random(2, 2, 5),
+        random(2, 3, 5),
+        nn.MSELoss(),
+        items=2,
+    ),
+    "mean loss": Case(
+        MeanLoss(nn.L1Loss()), features, random(4, 3), random(4, 3) + 1, nn.L1Loss(), items=4
+    ),
+    "mean loss, own items": Case(
+        MeanLoss(nn.CrossEntropyLoss(), items=Classification().items),
+        features,
+        random(4, 3),
+        masked,
+        nn.CrossEntropyLoss(),
+        items=2,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_the_sum_over_the_items_is_torchs_mean_loss_and_gradient(case: Case, form: str) -> None:
+    batch = FORMS[form](case.inputs, case.targets)
+    model = case.model
+
+    mean = case.mean_loss(model(case.inputs), case.targets)
+    expected = torch.autograd.grad(mean, list(model.parameters()))
+    model.zero_grad()
+    total = case.objective.total_loss(model, batch)
+    (total / case.objective.items(batch)).backward()
+
+    assert case.objective.items(batch) == case.items
+    assert total.item() / case.items == pytest.approx(mean.item(), rel=1e-14)
+    assert relative_error(gradients(model), expected) <= 1e-14
+
+
+def test_tokens_alone_are_inputs_and_the_targets_one_later() -> None:
+    text = torch.tensor([[1, 0, 3, 2], [2, 2, 1, 0]])
+    pair = text[:, :-1], text[:, 1:]
+    objective, model = LanguageModelling(), NextToken(4)
+
+    assert objective.items(text) == objective.items(pair) == 6
+    assert objective.total_loss(model, text) == objective.total_loss(model, pair)
+
+
+@pytest.mark.parametrize(("outputs", "targets"), [((4, 1), (4,)), ((4,), (4, 1))])
+def test_one_output_per_sample_needs_no_dimension_of_its_own(
+    outputs: tuple[int, ...], targets: tuple[int, ...]
+) -> None:
+    inputs = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(outputs)
+    batch = inputs, torch.tensor([1.0, 1.0, 1.0, 1.0]).reshape(targets)
+
+    assert Regression().total_loss(nn.Identity(), batch) == 0 + 1 + 4 + 9
+
+
+def test_totals_are_sums_over_items() -> None:
+    logits = torch.tensor([1.0, 3.0]).log().expand(4, 2)  # the second class has probability 3/4
+
+    totals = Classification().totals(nn.Identity(), (logits, torch.tensor([1, 1, 0, IGNORED])))
+
+    # -2 ln(3/4) - ln(1/4) = ln(64/9), and two of the three items are right
+    assert totals["loss"].item() == pytest.approx(math.log(64 / 9), rel=1e-6)
+    assert totals["accuracy"].item() == 2
+
+
+def test_a_uniform_guess_among_eight_tokens_costs_three_bits_each() -> None:
+    model = NextToken(8)
+    model.table.data.zero_()
+
+    totals = LanguageModelling().totals(model, torch.zeros(2, 6, dtype=torch.int64))
+
+    assert totals["bits_per_token"].item() == pytest.approx(3 * 2 * 5, rel=1e-14)
+    assert totals["accuracy"].item() == 10  # of equal logits the first is taken: token 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "inputs"),
+    [
+        (Classification(ignore_index=0), torch.tensor([0, 0, 2])),
+        (LanguageModelling(ignore_index=0), torch.tensor([[0, 0, 2]])),
+    ],
+    ids=["classification", "language modelling"],
+)
+def test_an_ignored_item_is_never_a_right_answer(objective: ReportsTotals, inputs: Tensor) -> None:
+    repeats = NextToken(3)
+    repeats.table.data = torch.eye(3)
+
+    assert objective.totals(repeats, (inputs, inputs))["accuracy"] == 1  # of one item
+
+
+@pytest.mark.parametrize("name", ["classification", "language modelling", "regression"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_of_half_precision_outputs_is_summed_in_float32(
+    name: str, dtype: torch.dtype
+) -> None:
+    case = CASES[name]
+    outputs = case.model(case.inputs).detach().to(dtype)
+
+    class Given(nn.Module):
+        def forward(self, _: Tensor) -> Tensor:
+            return outputs
+
+    total = case.objective.total_loss(Given(), (case.inputs, case.targets))
+
+    assert total.dtype == torch.float32
+    mean = case.mean_loss(outputs.double(), case.targets)
+    assert total.item() == pytest.approx(mean.item() * case.items, rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", [Classification(), Regression(), MeanLoss(nn.MSELoss())])
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [(torch.ones(2, 3), "one tensor"), ((torch.ones(2),) * 3, "3 tensors")],
+)
+def test_a_mini_batch_without_targets_is_refused(
+    objective: Objective, batch: Batch, found: str
+) -> None:
+    message = f"this objective takes mini-batches of (inputs, targets), not {found}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        objective.total_loss(nn.Identity(), batch)
+
+
+def test_outputs_that_would_be_broadcast_to_the_targets_are_refused() -> None:
+    message = (
+        "the model's outputs [4, 3] and the targets [4] must have one shape; squared error would "
+        "broadcast them"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Regression().total_loss(nn.Identity(), (torch.ones(4, 3), torch.ones(4)))

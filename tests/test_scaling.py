@@ -1,0 +1,56 @@
+"""How the learning rate follows the effective batch."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cadence.scaling import scaled
+
+ADAM = {"lr": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("rule", "lr", "beta2"),
+    [
+        ("none", 0.01, 0.99),
+        ("sqrt", 0.02, 0.96059601),  # lr * sqrt(4), 0.99^4
+        ("linear", 0.04, 0.96059601),  # lr * 4
+    ],
+)
+def test_four_times_the_reference_batch_by_hand(rule: str, lr: float, beta2: float) -> None:
+    assert scaled(ADAM, rule, effective_batch=256.0, reference=64.0) == {
+        "lr": pytest.approx(lr, rel=1e-12),
+        "betas": [0.9, pytest.approx(beta2, rel=1e-12)],
+        "weight_decay": 0.1,
+    }
+
+
+@pytest.mark.parametrize(("rule", "lr"), [("sqrt", 0.005), ("linear", 0.0025)])
+def test_a_quarter_of_the_reference_batch_by_hand(rule: str, lr: float) -> None:
+    arguments = scaled({"lr": 0.01}, rule, effective_batch=16.0, reference=64.0)
+
+    assert arguments == {"lr": pytest.approx(lr, rel=1e-12)}
+
+
+@pytest.mark.parametrize("rule", ["none", "sqrt", "linear"])
+def test_at_the_reference_batch_nothing_changes(rule: str) -> None:
+    assert scaled(ADAM, rule, effective_batch=64.0, reference=64.0) == ADAM
+
+
+@pytest.mark.parametrize("rule", ["sqrt", "linear"])
+@given(st.floats(0.01, 100), st.floats(0.5, 0.9999))
+def test_the_second_moment_keeps_its_half_life_in_items(
+    rule: str, ratio: float, beta2: float
+) -> None:
+    """After so many items as make an update of the reference batch it has decayed as much."""
+    found = scaled({"betas": (0.9, beta2)}, rule, effective_batch=64 * ratio, reference=64.0)
+
+    assert found["betas"][1] ** (1 / ratio) == pytest.approx(beta2, rel=1e-9)
+
+
+def test_the_callers_arguments_stay_as_they_are() -> None:
+    before = {"lr": 0.01, "betas": [0.9, 0.99]}
+
+    scaled(before, "linear", effective_batch=256.0, reference=64.0)["betas"].append(0)
+
+    assert before == {"lr": 0.01, "betas": [0.9, 0.99]}
