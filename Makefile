@@ -10,7 +10,7 @@ MLRUNS ?= $(CURDIR)/mlruns
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: help setup train ui test test-learns check benchmark clean
+.PHONY: help setup train sweep report ui test test-learns check benchmark clean
 
 help: ## say what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -19,6 +19,12 @@ setup: $(VENV)/.installed ## make the virtual environment
 
 train: $(VENV)/.installed ## train; make train ARGS="trainer.step_size=16"
 	$(BIN)/python -m src.train $(ARGS)
+
+sweep: $(VENV)/.installed ## search step_size; make sweep ARGS="experiment=digits_cnn"
+	$(BIN)/python -m src.train --multirun sweep=step_size $(ARGS)
+
+report: $(VENV)/.installed ## draw a sweep's report again; make report STUDY=step_size_digits_mlp
+	$(BIN)/python -m src.report $(STUDY)
 
 ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
 	@echo "compare the runs at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"

@@ -55,18 +55,25 @@ def train(cfg: DictConfig) -> tuple[float, float]:
     """Train as the config says, and return ``(val_loss, samples_per_second)``."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return _train(cfg)  # the sweeper wants a failed trial's exception
-    with _errors_in_one_line():
+    with _errors_in_one_line(), _logged_with_traceback():
         return _train(cfg)
 
 
 def _train(cfg: DictConfig) -> tuple[float, float]:
     settings = configs.checked(cfg)
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if settings.sweep is not None and not in_sweep:
+        option = HydraConfig.get().runtime.choices["sweep"]
+        raise configs.ConfigError(
+            f"sweep={option}: a sweep is many runs; try python -m src.train --multirun "
+            f"sweep={option}"
+        )
     run = build(settings)
 
     from cadence.console import Display
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    display = Display(run.total_samples)
+    display = Display(run.total_samples, quiet=in_sweep)
     display.facts(_facts(settings, run))
     limits = settings.trainer
     with (
@@ -228,7 +235,20 @@ def _tracked(
             "environment.json": environment(),
         },
         every=settings.track.every or max(1, share),
+        run_id=settings.track.run_id,
+        parent=_parent(settings),
     )
+
+
+def _parent(settings: "Config") -> str | None:
+    """Return the MLflow run that groups the jobs of a plain multirun; None = it is no such job."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN or settings.track.run_id is not None:
+        return None
+    from cadence.lineage import parent_of_folder
+
+    folder = Path(hydra_config.sweep.dir)
+    return parent_of_folder(settings.track.uri, settings.track.experiment, folder)
 
 
 @contextmanager
@@ -250,6 +270,7 @@ def _summarised(
         summary = write_summary(
             folder,
             fitted,
+            effective_batch=_effective_batch(settings, run.data),
             seed=settings.seed,
             mlflow_run_id=tracker.run_id if tracker else None,
             status=status_after(error),
@@ -296,6 +317,16 @@ def _where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") 
 
 
 @contextmanager
+def _logged_with_traceback() -> Iterator[None]:
+    """Leave an error's traceback in the run folder's train.log."""
+    try:
+        yield
+    except Exception:
+        log.info("failed", exc_info=True)
+        raise
+
+
+@contextmanager
 def _errors_in_one_line() -> Iterator[None]:
     """Turn an error into one line on stderr and exit code 1, an interrupt into 128 + the signal.
 
@@ -309,7 +340,6 @@ def _errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         if _WITH_TRACEBACK:
             raise
-        log.info("failed", exc_info=error)  # the run folder's train.log has it all
         sys.exit(f"error: {configs.explained(error)}")
 
 

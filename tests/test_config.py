@@ -78,3 +78,12 @@ def test_a_composed_config_survives_being_written_and_read(tmp_path: Path) -> No
     OmegaConf.save(cfg, file, resolve=True)
 
     assert OmegaConf.load(file) == OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+
+
+@pytest.mark.parametrize("sweep", [option for group, option in OPTIONS if group == "sweep"])
+@pytest.mark.parametrize("recipe", [option for group, option in OPTIONS if group == "experiment"])
+def test_every_sweep_composes_with_every_recipe(sweep: str, recipe: str) -> None:
+    settings = configs.checked(composed(f"sweep={sweep}", f"experiment={recipe}"))
+
+    assert settings.sweep is not None
+    assert settings.sweep.repeats == 1

@@ -1,19 +1,29 @@
 """What a run says on the terminal: facts at the start, progress, a table at the end."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from cadence.clock import Clock
 from cadence.record import Fitted
+from cadence.report import Report
 from cadence.update import Outcome
 
 REFRESH_SECONDS = 0.25
 """Between two looks at the progress bar: drawing it takes a millisecond of the training's time."""
+
+
+def open_console(*, quiet: bool = False) -> Console:
+    """Return a console on standard output; in a file or a pipe its lines may be long."""
+    width = None if sys.stdout.isatty() else 160
+    return Console(highlight=False, soft_wrap=True, quiet=quiet, width=width)
 
 
 class Display:
@@ -22,10 +32,13 @@ class Display:
     Args:
         total_samples: Samples the run is to train on; None = only time ends it.
         console: Where to write; None = standard output.
+        quiet: Whether to write nothing, as inside a sweep, which has its own lines.
     """
 
-    def __init__(self, total_samples: int | None, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(
+        self, total_samples: int | None, console: Console | None = None, *, quiet: bool = False
+    ) -> None:
+        self._console = console or open_console(quiet=quiet)
         self._total = total_samples
         self._shown = time.perf_counter()
         self._shown_samples = 0
@@ -106,6 +119,20 @@ class Display:
         }
         self._console.print()
         self.facts(numbers | dict(rows))
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print a sweep's table, its warnings and its answer."""
+    table = Table(*report.table.columns, box=None, pad_edge=False)
+    for row in report.table.rows:
+        table.add_row(*map(Text, row))
+    console.print()
+    if report.table.rows:
+        console.print(table)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", markup=False)
+    console.print(report.sentence, markup=False)
+    console.print(f"report  {report.files[0].parent}", markup=False)
 
 
 def _number(value: float) -> str:

@@ -198,6 +198,14 @@ class TrackConfig:
     every: int | None = setting(
         "samples between logged points of train/*", at_least=1, null="a hundredth of the run"
     )
+    run_id: str | None = setting("MLflow run to take over", null="a new one")
+
+
+@dataclass(kw_only=True, slots=True)
+class SweepConfig:
+    """How a sweep uses its trials; the search itself is in hydra.sweeper."""
+
+    repeats: int = setting("trials of each point, each with its own seed", at_least=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -213,6 +221,7 @@ class Config:
     schedule: ScheduleConfig = MISSING
     scaling: ScalingConfig = MISSING
     track: TrackConfig = MISSING
+    sweep: SweepConfig | None = None
 
 
 SCHEMAS: dict[str, type] = {
@@ -232,6 +241,7 @@ SCHEMAS: dict[str, type] = {
     "schedule": ScheduleConfig,
     "scaling": ScalingConfig,
     "track": TrackConfig,
+    "sweep": SweepConfig,
 }
 """The schemas by the name that conf/ gives them: `/schema/NAME@_here_`."""
 

@@ -19,6 +19,7 @@ import mlflow
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.engine import make_url
 
 from cadence.clock import Clock
@@ -52,6 +53,8 @@ class Tracker:
         texts: Files to keep with the run, by name.
         every: Samples between logged points of ``train/*``, at least 1; the first and the last
             window are always among them.
+        run_id: A run that is there already, which is taken over; None = make one.
+        parent: The run that a new one is a child of; None = of none.
 
     Raises:
         ValueError: On entering, when nothing answers at ``uri``.
@@ -67,6 +70,8 @@ class Tracker:
         tags: Mapping[str, str],
         texts: Mapping[str, str],
         every: int,
+        run_id: str | None = None,
+        parent: str | None = None,
     ) -> None:
         self._uri = uri
         self._experiment = experiment
@@ -75,37 +80,47 @@ class Tracker:
         self._tags = tags
         self._texts = texts
         self._every = every
+        self._parent = parent
         self._latest: tuple[Clock, Outcome] | None = None
         self._logged = Clock()
         self._buffer: list[Metric] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write_until_closing, daemon=True)
-        self.run_id = ""
-        """MLflow's id of the run; empty before it is entered."""
+        self.run_id = run_id or ""
+        """MLflow's id of the run; empty before one is made."""
 
     def __enter__(self) -> "Tracker":
         """Create the run and start the writer."""
-        _check_reachable(self._uri)
-        _quiet_libraries()
+        self._client = open_client(self._uri)
         try:
-            self._client = mlflow.MlflowClient(self._uri)
-            run = self._client.create_run(
-                _experiment_id(self._client, self._uri, self._experiment),
-                tags=dict(self._tags),
-                run_name=self._run_name,
-            )
-            self.run_id = run.info.run_id
+            self._begin()
             self._log_params()
             for name, text in self._texts.items():
                 self._client.log_text(self.run_id, text, name)
         except (MlflowException, OSError) as error:
-            raise ValueError(f"track.uri={self._uri}: MLflow cannot log there ({error}); correct "
-                             "it, or train without by track=none") from error  # fmt: skip
+            raise ValueError(
+                f"track.uri={self._uri}: MLflow cannot log there ({error}); correct it, or train "
+                "without by track=none"
+            ) from error
         self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self._uri)
         self._monitor.start()
         self._writer.start()
         return self
+
+    def _begin(self) -> None:
+        """Make the run, or take over the one that is there."""
+        tags = dict(self._tags)
+        if self._parent is not None:
+            tags[MLFLOW_PARENT_RUN_ID] = self._parent
+        if not self.run_id:
+            experiment = experiment_id(self._client, self._uri, self._experiment)
+            run = self._client.create_run(experiment, tags=tags, run_name=self._run_name)
+            self.run_id = run.info.run_id
+            return
+        self._client.update_run(self.run_id, status="RUNNING", name=self._run_name)
+        for name, value in tags.items():
+            self._client.set_tag(self.run_id, name, value)
 
     def window(self, clock: Clock, outcome: Outcome) -> None:
         """Keep a window's numbers if a point is due."""
@@ -206,7 +221,29 @@ def _param_text(value: Any) -> str:
     return "null" if value is None else str(value)[:6000]  # MLflow's longest
 
 
-def _experiment_id(client: "mlflow.MlflowClient", uri: str, name: str) -> str:
+def open_client(uri: str) -> mlflow.MlflowClient:
+    """Return a client of an MLflow server or database.
+
+    Raises:
+        ValueError: Nothing answers at ``uri``.
+    """
+    _check_reachable(uri)
+    _quiet_libraries()
+    try:
+        return mlflow.MlflowClient(uri)
+    except MlflowException as error:
+        raise ValueError(
+            f"track.uri={uri}: MLflow cannot log there ({error}); correct it, or train without by "
+            "track=none"
+        ) from error
+
+
+def experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
+    """Return the id of an experiment, which is made if it is not there.
+
+    Raises:
+        ValueError: It was deleted.
+    """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:

@@ -1,0 +1,173 @@
+"""What a sweep's trials came to, point by point, and which points no other one dominates.
+
+A point is what its trials share: their values of the searched keys.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from cadence.ledger import Ledger, shown
+
+STEP_SIZE = "trainer.step_size"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number and its spread."""
+
+    value: float
+    """As measured; the mean where the point was run several times."""
+    low: float
+    """The lower end of the spread; ``value`` itself where none is known."""
+    high: float
+    """The upper end of the spread."""
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether a spread is known."""
+        return self.low < self.high
+
+    def apart(self, other: "Measure") -> bool:
+        """Return whether the two can be told apart: neither's spread holds the other's value."""
+        held = self.low <= other.value <= self.high or other.low <= self.value <= other.high
+        return not held
+
+    def above(self, other: "Measure") -> bool:
+        """Return whether it is greater beyond the spread of either."""
+        return self.value > other.value and self.apart(other)
+
+    def __str__(self) -> str:
+        """Say the number, and its spread in brackets."""
+        spread = f" ({number(self.low)} to {number(self.high)})" if self.has_spread else ""
+        return number(self.value) + spread
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the trials of one point came to; means over them, None where no trial told."""
+
+    params: Mapping[str, Any]
+    """The searched keys and their values."""
+    step_size: int | None
+    """Mini-batches per update."""
+    trials: tuple[int, ...]
+    """The numbers of its trials, ascending."""
+    val_loss: Measure
+    """The spread is the lowest to the highest trial, where the point was run several times."""
+    throughput: Measure
+    """Samples per second. The spread is the 10th to the 90th percentile of a trial's windows; the
+    slowest to the fastest trial, where the point was run several times."""
+    updates: float | None
+    effective_batch: float | None
+    """Items per update."""
+    peak_memory_mib: float | None
+    seconds: float | None
+
+    @property
+    def others(self) -> dict[str, str]:
+        """The searched keys but step_size, with their values as text."""
+        return {key: shown(value) for key, value in self.params.items() if key != STEP_SIZE}
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other points, such as ``step_size 8, optimizer.lr 0.003``."""
+        known = {} if self.step_size is None else {"step_size": str(self.step_size)}
+        named = [f"{key} {value}" for key, value in (known | self.others).items()]
+        return ", ".join(named) or f"trial {self.trials[0]}"
+
+    @property
+    def short_name(self) -> str:
+        """The name after another one's: the number alone where only step_size was searched."""
+        return self.name if self.others or self.step_size is None else str(self.step_size)
+
+
+def number(value: float | None) -> str:
+    """Say a number in four significant digits; a whole one in all of its; None as a dash."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value) or 0 < abs(value) < 1e-6:
+        return f"{value:.3e}"
+    if value == int(value):
+        return f"{value:,.0f}"
+    decimals = 3 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{max(0, decimals)}f}"
+
+
+def results(ledger: Ledger) -> list[Result]:
+    """Return what the points of a sweep came to, by step_size and then by loss.
+
+    Trials of the same point are averaged; see `Ledger.compared` for those that take part.
+    """
+    points: defaultdict[str, list[FrozenTrial]] = defaultdict(list)
+    for trial in ledger.compared():
+        points[json.dumps(trial.params, sort_keys=True, default=str)].append(trial)
+    found = [_result(trials, ledger.fixed) for trials in points.values()]
+    return sorted(found, key=lambda result: (result.step_size or math.inf, result.val_loss.value))
+
+
+def front(results: Sequence[Result]) -> list[Result]:
+    """Return the Pareto front: the points that no other one dominates, from the slowest on.
+
+    A point dominates another when it is no worse in loss and in throughput and better in one of
+    them; spreads play no part. Along the front throughput and loss both rise.
+    """
+    kept: list[Result] = []
+    for result in sorted(results, key=lambda result: (-_speed(result), _loss(result))):
+        is_twin = kept and (_speed(result), _loss(result)) == (_speed(kept[-1]), _loss(kept[-1]))
+        if not kept or is_twin or _loss(result) < _loss(kept[-1]):
+            kept.append(result)
+    return kept[::-1]
+
+
+def _speed(result: Result) -> float:
+    return result.throughput.value
+
+
+def _loss(result: Result) -> float:
+    return result.val_loss.value
+
+
+def _result(trials: Sequence[FrozenTrial], fixed: Mapping[str, Any]) -> Result:
+    losses, rates = zip(*(trial.values for trial in trials), strict=True)
+    throughput = _measure(rates)
+    if len(trials) == 1:
+        low, high = (_told(trials, f"samples_per_second_{end}") for end in ("p10", "p90"))
+        throughput = _measure(rates, [end[0] for end in (low, high) if end])
+    return Result(
+        params=trials[0].params,
+        step_size=_step_size(trials[0], fixed),
+        trials=tuple(trial.number for trial in trials),
+        val_loss=_measure(losses),
+        throughput=throughput,
+        updates=_mean(trials, "updates"),
+        effective_batch=_mean(trials, "effective_batch"),
+        peak_memory_mib=_mean(trials, "peak_memory_mib"),
+        seconds=_mean(trials, "seconds"),
+    )
+
+
+def _measure(values: Sequence[float], ends: Sequence[float] = ()) -> Measure:
+    value = fmean(values)
+    return Measure(value, min([*values, *ends, value]), max([*values, *ends, value]))
+
+
+def _mean(trials: Sequence[FrozenTrial], attribute: str) -> float | None:
+    told = _told(trials, attribute)
+    return fmean(told) if told else None
+
+
+def _told(trials: Sequence[FrozenTrial], attribute: str) -> list[float]:
+    values = [trial.user_attrs.get(attribute) for trial in trials]
+    return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+
+
+def _step_size(trial: FrozenTrial, fixed: Mapping[str, Any]) -> int | None:
+    places = (trial.user_attrs.get("step_size"), trial.params.get(STEP_SIZE), fixed.get(STEP_SIZE))
+    return next((int(value) for value in places if isinstance(value, int | float)), None)

@@ -1,0 +1,82 @@
+"""A sweep's runs in MLflow: one parent, named after the study, and a child for each trial."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from cadence.track import experiment_id, open_client
+
+STUDY = "optuna.study_name"
+TRIAL = "optuna.trial_number"
+FOLDER = "cadence.sweep_folder"
+
+
+class Lineage:
+    """The parent run of a sweep, which makes its children.
+
+    Children are made before their trial begins, so the links hold however it ends and wherever it
+    runs.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: The experiment's name.
+        name: The study's name.
+        folder: The sweep's folder.
+        parent: The parent's id in an earlier session; None = make one.
+
+    Raises:
+        ValueError: Nothing answers at ``uri``.
+    """
+
+    def __init__(
+        self, uri: str, experiment: str, name: str, folder: Path, parent: str | None
+    ) -> None:
+        self._client = open_client(uri)
+        self._experiment = experiment_id(self._client, uri, experiment)
+        self._name = name
+        tags = {STUDY: name, FOLDER: str(folder)}
+        if parent is None:
+            parent = new_run(self._client, self._experiment, name, tags)
+        else:
+            self._client.update_run(parent, status="RUNNING")
+        self.parent = parent
+
+    def child(self, trial: int) -> str:
+        """Make the run of a trial, and return its id."""
+        tags = {MLFLOW_PARENT_RUN_ID: self.parent, STUDY: self._name, TRIAL: str(trial)}
+        return new_run(self._client, self._experiment, f"trial {trial}", tags)
+
+    def end_child(self, run_id: str, status: str, reason: str) -> None:
+        """End a trial's run that did not do so itself, as when its process was killed."""
+        if self._client.get_run(run_id).info.status == "RUNNING":
+            self._client.set_tag(run_id, "cadence.reason", reason)
+            self._client.set_terminated(run_id, status)
+
+    def end(self, status: str, files: Sequence[Path]) -> None:
+        """Keep the report with the parent and end it."""
+        for file in files:
+            self._client.log_artifact(self.parent, str(file))
+        self._client.set_terminated(self.parent, status)
+
+
+def parent_of_folder(uri: str, experiment: str, folder: Path) -> str:
+    """Return the parent run of a plain multirun's folder, made by the first of its jobs.
+
+    It only groups them: no process stays to see the last one end, so it is FINISHED at once.
+    """
+    client = open_client(uri)
+    found = experiment_id(client, uri, experiment)
+    runs: Sequence[Run] = client.search_runs([found], f"tags.`{FOLDER}` = '{folder}'")
+    if runs:
+        return str(runs[0].info.run_id)
+    parent = new_run(client, found, f"multirun {folder.name}", {FOLDER: str(folder)})
+    client.set_terminated(parent)
+    return parent
+
+
+def new_run(client: mlflow.MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> str:
+    """Make a run and return its id."""
+    return str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)

@@ -1,0 +1,268 @@
+"""A sweep's report: the answer in one sentence, its tables and pictures, every trial as CSV."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import join
+from textwrap import shorten
+
+import optuna
+
+from cadence.front import STEP_SIZE, Result, number, results
+from cadence.knee import (
+    DEFINITION,
+    Comparison,
+    best_by_step_size,
+    compare,
+    sentence,
+    versus,
+    warnings_of_noise,
+)
+from cadence.ledger import Ledger, load, read
+from cadence.pareto import Caption, page, png
+
+__all__ = ["Report", "Table", "load", "write_report"]
+
+IN_THE_PICTURE = ("samples", "lr scaling", "data.batch_size", "optimizer.lr", "seed")
+"""The conditions that the picture's title names; the report names more."""
+
+SPREAD = (
+    "In brackets, the spread: of a throughput the 10th to the 90th percentile of the trial's "
+    "windows; where a point was run several times, the lowest to the highest trial around the mean."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under a header."""
+
+    columns: tuple[str, ...]
+    """Names; a unit is on lines of its own, so that a terminal has room for the numbers."""
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a sweep came to, for the console; the files hold the same and more."""
+
+    sentence: str
+    """The answer."""
+    table: Table
+    """A row for each step_size; none where no trial finished."""
+    warnings: tuple[str, ...]
+    """Why the answer may not hold; empty = no reason is known."""
+    files: tuple[Path, ...]
+    """What was written; no pictures where no trial finished."""
+
+
+def write_report(study: optuna.Study, folder: Path) -> Report:
+    """Write report.md, pareto.png, pareto.html and trials.csv, each whole or not at all.
+
+    Args:
+        study: A sweep's study, of any storage, whether it has ended or not. Trials and the study
+            may lack any attribute.
+        folder: Where to write; made if it is not there.
+
+    Raises:
+        ValueError: The study asks something else than a low loss and a high throughput.
+    """
+    ledger = read(study)
+    found = results(ledger)
+    comparison = compare(found) if found else None
+    said = sentence(comparison) if comparison else _without_result(ledger)
+    table = table_by_step_size(comparison) if comparison else Table((), ())
+    warnings = [*_warnings_of_samples(ledger), *warnings_of_noise(found)]
+
+    contents: dict[str, bytes] = {}
+    blocks = _blocks(ledger, comparison, said, table, warnings)
+    contents["report.md"] = ("\n\n".join(blocks) + "\n").encode()
+    if comparison:
+        caption = Caption(said, _held_fixed(ledger))
+        contents["pareto.png"] = png(comparison, caption)
+        contents["pareto.html"] = page(comparison, caption).encode()
+    contents["trials.csv"] = ledger.csv().encode()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = tuple(_written(folder / name, content) for name, content in contents.items())
+    return Report(said, table, tuple(warnings), files)
+
+
+def table_by_step_size(comparison: Comparison) -> Table:
+    """Return a row for each step_size: its point of lowest loss, with its other searched keys."""
+    others = sorted({key for result in comparison.results for key in result.others})
+    columns = (
+        "step_size\n(mini-batches\nper update)",
+        *others,
+        "val loss",
+        "throughput\n(samples/s)",
+        "updates",
+        "effective\nbatch (items\nper update)",
+        "peak\nmemory\n(MiB)",
+        "seconds",
+        "trials",
+        "front",
+    )
+    rows = (
+        (
+            number(result.step_size),
+            *(result.others.get(key, "-") for key in others),
+            str(result.val_loss),
+            str(result.throughput),
+            number(result.updates),
+            number(result.effective_batch),
+            number(result.peak_memory_mib),
+            number(result.seconds),
+            _listed(result.trials),
+            _place(result, comparison),
+        )
+        for result in best_by_step_size(comparison.results)
+    )
+    return Table(columns, tuple(rows))
+
+
+def table_of_front(comparison: Comparison) -> Table:
+    """Return a row for each point of the Pareto front, from the slowest on."""
+    baseline = comparison.baseline
+    columns = ("point", "val loss", "throughput (samples/s)", "against the baseline", "trials")
+    rows = (
+        (
+            result.name,
+            str(result.val_loss),
+            str(result.throughput),
+            "the baseline" if result is baseline else versus(result, baseline),
+            _listed(result.trials),
+        )
+        for result in comparison.front
+    )
+    return Table(columns, tuple(rows))
+
+
+def _without_result(ledger: Ledger) -> str:
+    failures = ledger.failures()
+    if not failures:
+        return "no trial has finished yet"
+    reason = shorten(failures[0].reason, 200)
+    return f"no trial finished: {len(failures)} failed, the first with: {reason}"
+
+
+def _held_fixed(ledger: Ledger) -> str:
+    conditions = ledger.conditions()
+    named = [f"{key} {conditions[key]}" for key in IN_THE_PICTURE if key in conditions]
+    return "; ".join(named) or "not recorded"
+
+
+def _warnings_of_samples(ledger: Ledger) -> list[str]:
+    samples = ledger.samples()
+    if len(samples) < 2:
+        return []
+    return [
+        f"the trials saw different numbers of samples, from {samples[0]:,} to {samples[-1]:,}, so "
+        "their losses do not compare; set trainer.max_samples"
+    ]
+
+
+def _blocks(
+    ledger: Ledger,
+    comparison: Comparison | None,
+    said: str,
+    table: Table,
+    warnings: Sequence[str],
+) -> Iterator[str]:
+    """Yield the report's paragraphs, as Markdown."""
+    yield f"# Sweep {_plain(ledger.name)}"
+    yield f"**{_plain(said)}**"
+    yield from (f"> Warning: {_plain(warning)}" for warning in warnings)
+    if comparison:
+        yield (
+            "step_size is the number of mini-batches per update. To train with this answer, give "
+            f"`{_overrides(comparison.knee)}`."
+        )
+        yield "![throughput against validation loss](pareto.png)"
+    yield _counts(ledger, has_picture=comparison is not None)
+    if comparison:
+        yield "## By step_size"
+        if any(result.others for result in comparison.results):
+            yield "Each row is the point of lowest loss at its step_size."
+        yield _markdown(table)
+        yield SPREAD
+        yield "## Pareto front"
+        yield "The points that no other one beats in both, from the slowest on."
+        yield _markdown(table_of_front(comparison))
+        yield f"The baseline is {_plain(comparison.baseline.name)}. {DEFINITION}"
+    yield from _question(ledger)
+    if failures := ledger.failures():
+        yield "## Failed trials"
+        rows = (
+            (str(failure.trial), failure.point, shorten(failure.reason, 200))
+            for failure in failures
+        )
+        yield _markdown(Table(("trial", "point", "reason"), tuple(rows)))
+
+
+def _question(ledger: Ledger) -> Iterator[str]:
+    yield "## Held fixed"
+    conditions = ledger.conditions()
+    if conditions:
+        yield _markdown(Table(("condition", "value"), tuple(conditions.items())))
+    if ledger.fixed:
+        yield (
+            f"The study keeps all {len(ledger.fixed)} fixed keys, each trial's folder its whole "
+            "config in `.hydra/config.yaml`."
+        )
+    else:
+        yield "The study does not tell what else was held fixed."
+    if ledger.space:
+        yield "## Search space"
+        yield _markdown(Table(("key", "values"), tuple(ledger.space.items())))
+
+
+def _counts(ledger: Ledger, *, has_picture: bool) -> str:
+    counts = {
+        "compared": len(ledger.compared()),
+        "failed": len(ledger.failures()),
+        "running or waiting": ledger.open(),
+    }
+    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    links = "[every trial](trials.csv)"
+    if has_picture:
+        links = f"[the picture to point at](pareto.html), {links}"
+    run = f" MLflow run of the sweep: `{ledger.parent_run}`." if ledger.parent_run else ""
+    return f"Trials: {said or 'none yet'}; {links}.{run}"
+
+
+def _place(result: Result, comparison: Comparison) -> str:
+    if result is comparison.knee:
+        return "knee"
+    return "yes" if result in comparison.front else "no"
+
+
+def _overrides(result: Result) -> str:
+    searched = dict(result.params)
+    if result.step_size is not None:
+        searched = {STEP_SIZE: result.step_size, **searched}
+    return join(f"{key}={value}" for key, value in searched.items())
+
+
+def _listed(trials: Sequence[int]) -> str:
+    return ", ".join(map(str, trials))
+
+
+def _markdown(table: Table) -> str:
+    lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Return text on one line, without what Markdown or HTML would take for its own."""
+    one_line = " ".join(text.split())
+    for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*")):
+        one_line = one_line.replace(mark, shown)
+    return re.sub(r"\b_|_\b", lambda _: "\\_", one_line)
+
+
+def _written(file: Path, content: bytes) -> Path:
+    temporary = file.with_name(f"{file.name}.part")
+    temporary.write_bytes(content)
+    temporary.replace(file)
+    return file

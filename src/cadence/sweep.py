@@ -1,0 +1,255 @@
+"""A sweep as a value: its question, what is finished, what is left, and what to ask next.
+
+Everything is in the Optuna study, so a sweep that died goes on from its database alone. This room
+knows Optuna, and neither Hydra nor MLflow.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+Point: TypeAlias = dict[str, Any]
+"""A value for each searched key."""
+
+COUNTABLE = 10_000
+"""Points up to which a space is counted, so that a sweep can tell when all are done."""
+
+TRIES = 100
+"""Proposals of the sampler that are looked at for a point that is new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a sweep asks; a study answers one question only."""
+
+    space: Mapping[str, BaseDistribution]
+    """The searched keys and where they may lie."""
+    directions: Sequence[str]
+    """``minimize`` or ``maximize`` for each objective, in their order."""
+    fixed: Mapping[str, Any]
+    """Every other key of the config that all trials share."""
+
+    def stated(self) -> dict[str, Any]:
+        """Return the question as plain JSON values, as a study keeps it."""
+        return {
+            "space": {name: str(distribution) for name, distribution in self.space.items()},
+            "directions": list(self.directions),
+            "fixed": json.loads(json.dumps(dict(self.fixed), default=str)),
+        }
+
+
+def open_study(storage: BaseStorage, name: str, question: Question) -> optuna.Study:
+    """Return the study of a question, made or found.
+
+    Raises:
+        ValueError: There is a study of this name that asks something else.
+    """
+    stated = question.stated()
+    if name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        differences = list(_differences(study.user_attrs.get("question", stated), stated))
+        if differences:
+            raise ValueError(
+                f"study {name}: it asks another question ({'; '.join(differences)}); give the same "
+                "one to go on, or another hydra.sweeper.study_name= to begin anew"
+            )
+        return study
+    directions = [StudyDirection[direction.upper()] for direction in question.directions]
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+    study.set_user_attr("question", stated)
+    return study
+
+
+def close_abandoned(study: optuna.Study) -> list[FrozenTrial]:
+    """Close the trials that a dead sweep left running, and ask their points again.
+
+    Returns:
+        The trials that were closed; each is FAIL and has the user attribute ``abandoned``.
+    """
+    abandoned = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in abandoned:
+        storage = study._storage  # the one way to mark a trial that another process began
+        storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:  # a trial that died before it had a point has nothing to ask again
+            study.enqueue_trial(trial.params, user_attrs=_carried(trial))
+    return abandoned
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that ended by themselves, completed or failed, in their order."""
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    return [trial for trial in ended if not trial.user_attrs.get("abandoned")]
+
+
+def waiting(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that are asked and not begun, in their order."""
+    return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+
+def next_points(
+    study: optuna.Study,
+    space: Mapping[str, BaseDistribution],
+    sampler: Callable[[int], BaseSampler] | None,
+    *,
+    count: int,
+    repeats: int = 1,
+) -> list[tuple[Point, int]]:
+    """Return the points to ask next, each with its replicate's number from 0.
+
+    A point that is finished, begun or asked ``repeats`` times is not among them. What is returned
+    depends on the study alone, so a sweep that was killed goes on as if it had not been.
+
+    Args:
+        study: The trials so far.
+        space: The searched keys and where they may lie.
+        sampler: ``seed -> sampler``; None = the space's own order, which must be countable.
+        count: Points wanted, at least 1.
+        repeats: Trials of each point, at least 1.
+
+    Returns:
+        At most ``count`` points; fewer when the space has no more.
+    """
+    past = [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
+    asked = [_point(trial, space) for trial in past]
+    chosen: list[tuple[Point, int]] = []
+    for number in range(count):
+        done = asked + [point for point, _ in chosen]
+        point = _unrepeated(done, repeats)
+        if point is None:
+            seed = len(past) + number
+            point = _new_point(study, space, sampler and sampler(seed), done)
+        if point is None:
+            return chosen
+        chosen.append((point, done.count(point)))
+    return chosen
+
+
+def too_many_failed(study: optuna.Study, share: float, total: int) -> list[str]:
+    """Return the reasons of a sweep's failed trials if they are too many; else nothing.
+
+    Args:
+        study: The trials so far.
+        share: The share of ``total`` that may fail, in [0, 1].
+        total: The trials that the sweep is to have.
+    """
+    failed = [trial for trial in finished(study) if trial.state == TrialState.FAIL]
+    if len(failed) <= share * total:
+        return []
+    return [f"trial {trial.number}: {trial.user_attrs.get('reason', '?')}" for trial in failed]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second sweep out of a folder: it would take the first one's trials for dead.
+
+    Raises:
+        ValueError: Another process is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"{folder}: another process is running this sweep; wait for it, or choose another "
+            "hydra.sweeper.study_name="
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def points(space: Mapping[str, BaseDistribution]) -> list[Point] | None:
+    """Return every point of a space in its order; None = there are too many to count."""
+    axes = [_values(distribution) for distribution in space.values()]
+    if any(axis is None for axis in axes):
+        return None
+    known = [axis for axis in axes if axis is not None]
+    if math.prod(map(len, known)) > COUNTABLE:
+        return None
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*known)]
+
+
+def _values(distribution: BaseDistribution) -> Sequence[Any] | None:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    if isinstance(distribution, IntDistribution):
+        values = range(distribution.low, distribution.high + 1, distribution.step)
+        return values if len(values) <= COUNTABLE else None
+    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
+        count = round((distribution.high - distribution.low) / distribution.step) + 1
+        return [distribution.low + index * distribution.step for index in range(count)]
+    return None
+
+
+def _new_point(
+    study: optuna.Study,
+    space: Mapping[str, BaseDistribution],
+    sampler: BaseSampler | None,
+    done: Sequence[Point],
+) -> Point | None:
+    every = points(space)
+    left = None if every is None else [point for point in every if point not in done]
+    if left is not None and not left:
+        return None
+    if sampler is None:
+        if left is None:
+            raise ValueError("a grid needs a countable space: use choice() or range()")
+        return left[0]
+    # The sampler proposes on a copy, where a proposal that is not wanted leaves no trace.
+    copy = optuna.create_study(directions=study.directions, sampler=sampler)
+    copy.add_trials([trial for trial in study.get_trials() if trial.state.is_finished()])
+    for _ in range(TRIES):
+        trial = copy.ask(dict(space))
+        if trial.params not in done:
+            return trial.params
+    return None if left is None else left[len(done) % len(left)]
+
+
+def _unrepeated(done: Sequence[Point], repeats: int) -> Point | None:
+    return next((point for point in done if done.count(point) < repeats), None)
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    return not trial.user_attrs.get("abandoned")
+
+
+def _point(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Point:
+    asked = trial.system_attrs.get("fixed_params", {})
+    values = {**asked, **trial.params}
+    return {name: values[name] for name in space if name in values}
+
+
+def _carried(trial: FrozenTrial) -> dict[str, Any]:
+    kept = ("replicate",)
+    return {name: trial.user_attrs[name] for name in kept if name in trial.user_attrs}
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if was["directions"] != now["directions"]:
+        yield f"directions: was {was['directions']}, now {now['directions']}"
+    for part in ("space", "fixed"):
+        for key in sorted(was[part].keys() | now[part].keys()):
+            before, after = was[part].get(key, "absent"), now[part].get(key, "absent")
+            if before != after:
+                yield f"{key}: was {before}, now {after}"

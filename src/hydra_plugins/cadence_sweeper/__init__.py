@@ -1,0 +1,1 @@
+"""The sweeper that `hydra/sweeper: cadence` names."""

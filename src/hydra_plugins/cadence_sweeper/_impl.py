@@ -1,0 +1,273 @@
+"""A thin layer on Hydra's Optuna sweeper: resume, no wasted duplicates, links, a report.
+
+The official sweeper asks, launches and tells; it is called for one batch of trials at a time, and
+what it lacks is decided between the batches, from the study alone.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from hydra_plugins.hydra_optuna_sweeper._impl import (
+    OptunaSweeperImpl,
+    create_params_from_overrides,
+)
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import Trial
+
+from cadence import sweep as sweeps
+from cadence.config import ConfigError, flattened
+from cadence.console import open_console, print_report
+from cadence.report import write_report
+from cadence.summary import FILE as SUMMARY
+
+SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+"""What a sampler's ``_target_`` may be."""
+
+NOT_ASKED = ("track.", "sweep.")
+"""Keys that may differ between the sessions of one sweep."""
+
+log = logging.getLogger(__name__)
+
+
+class CadenceSweeperImpl(OptunaSweeperImpl):
+    """See `hydra_plugins.cadence_sweeper.sweeper.CadenceSweeper`."""
+
+    def __init__(self, *, sampler: Any, n_trials: int, n_jobs: int, **options: Any) -> None:
+        options["max_failure_rate"], self._failure_share = 1.0, options["max_failure_rate"]
+        # Every trial's point is chosen before it is asked: the official sweeper's own sampler
+        # has nothing left to choose.
+        super().__init__(RandomSampler(seed=0), n_trials=n_trials, n_jobs=n_jobs, **options)
+        self._sampler_config = sampler
+        self._total, self._jobs = n_trials, n_jobs
+        self._console = open_console()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        for chatty in ("hydra_plugins.hydra_optuna_sweeper", "hydra._internal"):
+            logging.getLogger(chatty).setLevel(logging.ERROR)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take the composed config, and stand between the official sweeper and its launcher."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        assert self.launcher is not None
+        self.launcher = _Watched(self.launcher, self._keep)
+        self._config = config
+        self._folder = Path(config.hydra.sweep.dir).absolute()
+        if self.study_name is None:
+            raise ConfigError("hydra.sweeper.study_name=null: a sweep needs a name to go on by")
+        self._name = self.study_name
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the trials that are missing to the total, and report.
+
+        Raises:
+            ConfigError: The study asks another question, another process runs it, or too many
+                trials failed.
+        """
+        self._process_searchspace_config()
+        question = self._question(arguments)
+        if self._jobs > 1:
+            log.warning(
+                "hydra.sweeper.n_jobs=%d: trials that share a device spoil each other's "
+                "throughput; use 1 unless the launcher spreads them",
+                self._jobs,
+            )
+        with sweeps.alone(self._folder):
+            self.storage = optuna.storages.get_storage(self.storage)
+            self._study = sweeps.open_study(self.storage, self._name, question)
+            self._lineage = self._open_lineage()
+            status = "FAILED"
+            try:
+                self._close_abandoned()
+                self._run(arguments, question)
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                self._close_abandoned()
+                self._console.print("interrupted; the same command goes on from here")
+                raise
+            finally:
+                self._report(status)
+
+    def _question(self, arguments: list[str]) -> sweeps.Question:
+        parameters = [*self._parse_sweeper_params_config(), *arguments]
+        space, fixed, _ = create_params_from_overrides(parameters)
+        searched = {name: space[name] for name in space if name not in fixed}
+        if not searched:
+            raise ConfigError(
+                "hydra.sweeper.params: nothing to search in it; give a range, such as "
+                "trainer.step_size=choice(1,2,4,8)"
+            )
+        directions = self._get_directions()
+        if directions != ["minimize", "maximize"]:
+            raise ConfigError(
+                f"hydra.sweeper.direction={directions}: a run returns (val_loss, "
+                "samples_per_second), so it must be [minimize, maximize]"
+            )
+        keys = [str(key) for key in self._config if key != "hydra"]
+        task = OmegaConf.masked_copy(self._config, keys)
+        config = flattened(task) | {key: fixed[key] for key in fixed if key in (self.params or {})}
+        shared = {
+            key: value
+            for key, value in config.items()
+            if key not in searched and not key.startswith(NOT_ASKED)
+        }
+        return sweeps.Question(searched, directions, shared)
+
+    def _run(self, arguments: list[str], question: sweeps.Question) -> None:
+        repeats = self._config.sweep.repeats if self._config.sweep else 1
+        while (missing := self._total - len(sweeps.finished(self._study))) > 0:
+            ready = len(sweeps.waiting(self._study))
+            wanted = min(self._jobs, missing)
+            if ready < wanted:
+                new = sweeps.next_points(
+                    self._study, question.space, self._sampler(), count=wanted - ready,
+                    repeats=repeats,
+                )  # fmt: skip
+                for point, replicate in new:
+                    self._study.enqueue_trial(point, user_attrs={"replicate": replicate})
+                ready += len(new)
+            if ready == 0:
+                self._console.print("every point of the search space is done")
+                return
+            self.n_trials = self.n_jobs = min(ready, wanted)
+            super().sweep(arguments)
+            reasons = sweeps.too_many_failed(self._study, self._failure_share, self._total)
+            if reasons:
+                raise ConfigError(
+                    f"hydra.sweeper.max_failure_rate={self._failure_share}: {len(reasons)} of "
+                    f"{self._total} trials failed ({'; '.join(reasons)})"
+                )
+
+    def _sampler(self) -> "Any":
+        """Return ``seed -> sampler``; None for a grid, which goes through the space in order."""
+        config = self._sampler_config
+        if "GridSampler" in config._target_:
+            return None
+        base = config.get("seed") or 0
+
+        def seeded(number: int) -> BaseSampler:
+            own = OmegaConf.merge(config, {"seed": base + number}) if "seed" in config else config
+            sampler: BaseSampler = instantiate(own, _execution_whitelist_=SAMPLERS)
+            return sampler
+
+        return seeded
+
+    def _configure_trials(
+        self,
+        trials: list[Trial],
+        search_space_distributions: dict[str, BaseDistribution],
+        fixed_params: dict[str, Any],
+        fixed_overrides: list[str],
+    ) -> Sequence[Sequence[str]]:
+        """Give each trial its folder's number, its MLflow run and its replicate's seed."""
+        overrides = super()._configure_trials(
+            trials, search_space_distributions, fixed_params, fixed_overrides
+        )
+        self._asked = list(trials)
+        self.job_idx = trials[0].number
+        return [(*own, *self._links(trial)) for trial, own in zip(trials, overrides, strict=True)]
+
+    def _links(self, trial: Trial) -> list[str]:
+        trial.set_user_attr("folder", str(self._folder / "trials" / str(trial.number)))
+        links = []
+        if replicate := trial.user_attrs.get("replicate", 0):
+            links.append(f"seed={self._config.seed + replicate}")
+        if self._lineage is not None:
+            run_id = self._lineage.child(trial.number)
+            trial.set_user_attr("mlflow_run_id", run_id)
+            links.append(f"track.run_id={run_id}")
+        return links
+
+    def _keep(self, returned: Sequence[JobReturn]) -> None:
+        for trial, one in zip(self._asked, returned, strict=True):
+            self._keep_one(trial, one)
+
+    def _keep_one(self, trial: Trial, returned: JobReturn) -> None:
+        """Keep a run's summary, or the reason why it failed, with its trial."""
+        file = Path(trial.user_attrs["folder"]) / SUMMARY
+        summary = json.loads(file.read_text()) if file.is_file() else {}
+        for name, value in summary.items():
+            if name not in ("mlflow_run_id", "status"):
+                trial.set_user_attr(name, value)
+        if returned.status == JobStatus.COMPLETED and all(
+            map(math.isfinite, returned.return_value)
+        ):
+            loss, throughput = returned.return_value
+            self._say(trial, f"val loss {loss:.4f}, {throughput:,.0f} samples/s")
+            return
+        reason = self._reason(returned)
+        trial.set_user_attr("reason", reason)
+        self._say(trial, f"failed: {reason}")
+        if self._lineage is not None:
+            self._lineage.end_child(trial.user_attrs["mlflow_run_id"], "FAILED", reason)
+        # Told as NaN it becomes FAIL, without a traceback for each.
+        returned.status, returned.return_value = JobStatus.COMPLETED, (math.nan, math.nan)
+
+    @staticmethod
+    def _reason(returned: JobReturn) -> str:
+        if returned.status == JobStatus.COMPLETED:
+            return f"val_loss and samples_per_second are {returned.return_value}, not finite"
+        error = returned._return_value  # the property would print a traceback as well
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+    def _say(self, trial: Trial, what: str) -> None:
+        point = " ".join(f"{name}={value}" for name, value in trial.params.items())
+        self._console.print(f"trial {trial.number}: {point}: {what}", markup=False)
+
+    def _open_lineage(self) -> "Any":
+        track = self._config.track
+        if track.name == "none":
+            return None
+        from cadence.lineage import Lineage
+
+        known = self._study.user_attrs.get("mlflow_parent_run_id")
+        lineage = Lineage(track.uri, track.experiment, self._name, self._folder, known)
+        self._study.set_user_attr("mlflow_parent_run_id", lineage.parent)
+        return lineage
+
+    def _close_abandoned(self) -> None:
+        for trial in sweeps.close_abandoned(self._study):
+            run_id = trial.user_attrs.get("mlflow_run_id")
+            if self._lineage is not None and run_id:
+                self._lineage.end_child(run_id, "KILLED", "its sweep died")
+            self._console.print(f"trial {trial.number} was cut off; its point is asked again")
+
+    def _report(self, status: str) -> None:
+        report = write_report(self._study, self._folder)
+        if self._lineage is not None:
+            files = [file for file in report.files if file.suffix != ".csv"]
+            self._lineage.end(status, files)
+        print_report(report, self._console)
+
+
+class _Watched(Launcher):
+    """A launcher whose returns are looked at before the official sweeper tells them."""
+
+    def __init__(self, launcher: Launcher, look: Callable[[Sequence[JobReturn]], None]) -> None:
+        self._launcher = launcher
+        self._look = look
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Do nothing: the launcher inside is set up."""
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Launch a batch, and show what it returned."""
+        returns = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
+        self._look(returns)
+        return returns

@@ -1,0 +1,41 @@
+"""What Hydra looks at when it starts: a name and its options, and nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
+from omegaconf import DictConfig
+
+
+@dataclass
+class CadenceSweeperConf(OptunaSweeperConf):
+    """The official Optuna sweeper's options; ``n_trials`` is the total, sessions together."""
+
+    _target_: str = "hydra_plugins.cadence_sweeper.sweeper.CadenceSweeper"
+
+
+class CadenceSweeper(Sweeper):
+    """Hydra's Optuna sweeper, which goes on where it stopped and links its trials to MLflow."""
+
+    def __init__(self, **options: Any) -> None:
+        from hydra_plugins.cadence_sweeper._impl import CadenceSweeperImpl
+
+        self._impl = CadenceSweeperImpl(**options)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take the composed config."""
+        self._impl.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the trials that are missing."""
+        self._impl.sweep(arguments)
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="cadence", node=CadenceSweeperConf, replace=True
+)

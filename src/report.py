@@ -1,0 +1,34 @@
+"""Draw a sweep's report again, from its study alone.
+
+python -m src.report step_size_digits_mlp
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr and exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m src.report", description=__doc__)
+    parser.add_argument("study", help="the study's name: its folder in sweeps/")
+    parser.add_argument("--folder", type=Path, help="where to write; default sweeps/STUDY")
+    parser.add_argument("--storage", help="the study's database; default FOLDER/study.db")
+    given = parser.parse_args()
+
+    from cadence.console import open_console, print_report
+    from cadence.report import load, write_report
+
+    folder = given.folder or ROOT / "sweeps" / given.study
+    try:
+        study = load(given.storage or f"sqlite:///{folder}/study.db", given.study)
+        report = write_report(study, folder)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print_report(report, open_console())
+
+
+if __name__ == "__main__":
+    main()

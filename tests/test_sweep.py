@@ -1,0 +1,258 @@
+"""A sweep from the command line: links, resume, duplicates, refusals, failures."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from conftest import ROOT, CommandLine
+from optuna.trial import TrialState
+
+TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
+NAME = "step_size_digits_mlp"
+CHOICE = "hydra.sweeper.params={trainer.step_size:'choice(1,2,4)'}"
+
+
+def options(folder: Path, *more: str) -> list[str]:
+    return ["--multirun", "sweep=step_size", f"hydra.sweep.dir={folder}/sweep", *TINY, *more]
+
+
+def study_of(folder: Path, name: str = NAME) -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/sweep/study.db")
+
+
+def step_sizes(study: optuna.Study) -> list[int]:
+    return [trial.params["trainer.step_size"] for trial in study.trials]
+
+
+def test_every_trial_is_linked_to_its_run_and_its_folder_and_back(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    ended = command(*options(tmp_path, "hydra.sweeper.n_trials=3", f"track.uri={tracking_uri}"))
+    assert ended.returncode == 0, ended.stderr
+    study = study_of(tmp_path)
+    client = mlflow.MlflowClient(tracking_uri)
+    parent = client.get_run(study.user_attrs["mlflow_parent_run_id"])
+
+    assert parent.info.run_name == NAME
+    assert parent.info.status == "FINISHED"
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert kept == {"report.md", "pareto.png", "pareto.html"}
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+    for trial in study.trials:
+        run = client.get_run(trial.user_attrs["mlflow_run_id"])
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["optuna.trial_number"] == str(trial.number)
+        assert run.data.params["trainer.step_size"] == str(trial.params["trainer.step_size"])
+        assert run.data.metrics["val/loss"] == trial.values[0]
+        folder = tmp_path / "sweep" / "trials" / str(trial.number)
+        assert trial.user_attrs["folder"] == run.data.tags["cadence.run_folder"] == str(folder)
+        assert (folder / "summary.json").is_file()
+        assert trial.user_attrs["samples"] == 128
+    names = {file.name for file in (tmp_path / "sweep").iterdir()}
+    assert names >= {
+        *("study.db", "trials", "trials.csv", "optimization_results.yaml"),
+        *("report.md", "pareto.png", "pareto.html"),
+    }
+
+
+def test_a_longer_sweep_goes_on_where_the_shorter_one_ended(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    for total in (3, 5, 5):
+        ended = command(*options(tmp_path, f"hydra.sweeper.n_trials={total}", "track=none"))
+        assert ended.returncode == 0, ended.stderr
+        assert len(study_of(tmp_path).trials) == total
+    at_once = tmp_path / "at once"
+    command(*options(at_once, "hydra.sweeper.n_trials=5", "track=none"))
+
+    assert len(set(step_sizes(study_of(tmp_path)))) == 5
+    assert step_sizes(study_of(tmp_path)) == step_sizes(study_of(at_once))
+    folders = sorted((tmp_path / "sweep" / "trials").iterdir())
+    assert [folder.name for folder in folders] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_space_with_fewer_points_than_trials_ends_when_all_are_done_and_says_so(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    ended = command(*options(tmp_path, CHOICE, "track=none"))
+
+    assert ended.returncode == 0, ended.stderr
+    assert "every point of the search space is done" in ended.stdout
+    assert sorted(step_sizes(study_of(tmp_path))) == [1, 2, 4]
+
+
+def test_repeats_run_each_point_with_seeds_of_its_own(command: CommandLine, tmp_path: Path) -> None:
+    ended = command(*options(tmp_path, CHOICE, "sweep.repeats=2", "track=none", "seed=5"))
+
+    assert ended.returncode == 0, ended.stderr
+    study = study_of(tmp_path)
+    assert sorted(step_sizes(study)) == [1, 1, 2, 2, 4, 4]
+    for step_size in (1, 2, 4):
+        replicates = [t for t in study.trials if t.params["trainer.step_size"] == step_size]
+        assert [trial.user_attrs["seed"] for trial in replicates] == [5, 6]
+
+
+def test_a_changed_question_is_refused_with_the_difference(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    assert command(*options(tmp_path, "hydra.sweeper.n_trials=1", "track=none")).returncode == 0
+
+    ended = command(
+        *options(tmp_path, "hydra.sweeper.n_trials=2", "track=none", CHOICE, "optimizer.lr=0.1")
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"error: study {NAME}: it asks another question (trainer.step_size: was "
+        "IntDistribution(high=64, log=True, low=1, step=1), now "
+        "CategoricalDistribution(choices=(1, 2, 4)); optimizer.lr: was 0.001, now 0.1); give the "
+        "same one to go on, or another hydra.sweeper.study_name= to begin anew\n"
+    )
+    assert len(study_of(tmp_path).trials) == 1
+
+
+def test_a_sweep_without_multirun_says_how_to_start_it(command: CommandLine) -> None:
+    ended = command("sweep=step_size")
+
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "error: sweep=step_size: a sweep is many runs; try python -m src.train --multirun "
+        "sweep=step_size\n"
+    )
+
+
+def test_a_failed_trial_is_failed_everywhere_with_its_reason_and_the_sweep_goes_on(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    ended = command(
+        *options(
+            tmp_path,
+            *("optimizer.lr=choice(0.001,1e30)", "trainer.step_size=2", "optimizer=sgd"),
+            "trainer.max_skipped=0",
+            f"track.uri={tracking_uri}",
+        )
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    states = {trial.params["optimizer.lr"]: trial for trial in study_of(tmp_path).trials}
+    assert states[0.001].state == TrialState.COMPLETE
+    failed = states[1e30]
+    assert failed.state == TrialState.FAIL
+    assert failed.user_attrs["reason"].startswith("DivergedError: samples=")
+    run = mlflow.MlflowClient(tracking_uri).get_run(failed.user_attrs["mlflow_run_id"])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["cadence.reason"] == failed.user_attrs["reason"]
+    assert f"trial {failed.number}: optimizer.lr=1e+30: failed: DivergedError" in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+def test_too_many_failures_stop_the_sweep_with_their_reasons(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    ended = command(
+        *options(
+            tmp_path,
+            *("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_skipped=0", "track=none"),
+            *("hydra.sweeper.n_trials=4", "hydra.sweeper.max_failure_rate=0.25"),
+        )
+    )
+
+    assert ended.returncode == 1
+    assert "hydra.sweeper.max_failure_rate=0.25: 2 of 4 trials failed (trial 0: " in ended.stderr
+    assert len(study_of(tmp_path).trials) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_was_cut_off_goes_on_and_asks_the_lost_point_again(
+    tmp_path: Path, tracking_uri: str, number: signal.Signals
+) -> None:
+    arguments = [
+        *options(tmp_path, CHOICE, f"track.uri={tracking_uri}"),
+        *("trainer.max_samples=null", "trainer.max_seconds=3"),
+    ]
+    dying = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert dying.stdout is not None
+    assert next(line for line in dying.stdout if line.startswith("trial 0: "))
+    # the second trial has begun when its run folder is there
+    while not (tmp_path / "sweep" / "trials" / "1" / "train.log").exists():
+        assert dying.poll() is None
+    dying.send_signal(number)
+    dying.communicate(timeout=60)
+    assert dying.returncode == (-9 if number == signal.SIGKILL else 130)
+
+    again = subprocess.run(
+        [sys.executable, "-m", "src.train", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert again.returncode == 0, again.stderr
+    study = study_of(tmp_path)
+    client = mlflow.MlflowClient(tracking_uri)
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
+    lost, asked_again = study.trials[1], study.trials[2]
+    assert lost.params == asked_again.params
+    assert client.get_run(lost.user_attrs["mlflow_run_id"]).info.status == "KILLED"
+    assert sorted({*step_sizes(study)}) == [1, 2, 4]
+    parents = {
+        client.get_run(trial.user_attrs["mlflow_run_id"]).data.tags["mlflow.parentRunId"]
+        for trial in study.trials
+    }
+    assert parents == {study.user_attrs["mlflow_parent_run_id"]}
+
+
+def test_a_plain_multirun_is_grouped_under_a_parent(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    ended = command(
+        *("-m", "trainer.step_size=1,2", f"hydra.sweep.dir={tmp_path}/plain", *TINY),
+        *(f"track.uri={tracking_uri}", "track.experiment=plain"),
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    client = mlflow.MlflowClient(tracking_uri)
+    experiment = client.get_experiment_by_name("plain")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert {run.data.params["trainer.step_size"] for run in children} == {"1", "2"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "recipe"),
+    [
+        ("step_size", "digits_cnn"),
+        ("step_size_grid", "pydocs_gpt"),
+        ("step_size_lr_batch", "digits_mlp"),
+    ],
+)
+def test_each_sweep_runs_with_a_recipe(
+    command: CommandLine, tmp_path: Path, sweep: str, recipe: str
+) -> None:
+    ended = command(
+        *("--multirun", f"sweep={sweep}", f"experiment={recipe}", "trainer.max_samples=16"),
+        *(f"hydra.sweep.dir={tmp_path}/sweep", "hydra.sweeper.n_trials=1", "track=none"),
+        *(["data.validation_share=0.005"] if recipe == "pydocs_gpt" else []),
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    (name,) = optuna.get_all_study_names(f"sqlite:///{tmp_path}/sweep/study.db")
+    assert name.startswith(sweep)
