@@ -10,7 +10,7 @@ MLRUNS ?= $(CURDIR)/mlruns
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: help setup train sweep report ui test test-learns check benchmark clean
+.PHONY: help setup train sweep report ui test test-slow check benchmark clean
 
 help: ## say what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,7 +24,7 @@ sweep: $(VENV)/.installed ## search step_size; make sweep ARGS="experiment=digit
 	$(BIN)/python -m src.train --multirun sweep=step_size $(ARGS)
 
 report: $(VENV)/.installed ## draw a sweep's report again; make report STUDY=step_size_digits_mlp
-	$(BIN)/python -m src.report $(STUDY)
+	$(BIN)/python -m src.report $(STUDY) $(ARGS)
 
 ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
 	@echo "compare the runs at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
@@ -33,10 +33,10 @@ ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
 	  --default-artifact-root "$(MLRUNS)/artifacts"
 
 test: $(VENV)/.installed-dev ## run the tests (a few minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not learns" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-learns: $(VENV)/.installed-dev ## train each recipe to its stated quality (minutes)
-	$(BIN)/python -m pytest -m learns $(ARGS)
+test-slow: $(VENV)/.installed-dev ## train each recipe to its stated quality, open the UI (minutes)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
+from cadence.window import DEFAULT_STEP_SIZE
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,8 @@ configs.register(ROOT)
 def train(cfg: DictConfig) -> tuple[float, float]:
     """Train as the config says, and return ``(val_loss, samples_per_second)``."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return _train(cfg)  # the sweeper wants a failed trial's exception
+        with _logged_with_traceback():
+            return _train(cfg)  # the sweeper wants a failed trial's exception
     with _errors_in_one_line(), _logged_with_traceback():
         return _train(cfg)
 
@@ -77,7 +79,6 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
     display.facts(_facts(settings, run))
     limits = settings.trainer
     with (
-        _interruptible(),
         _tracked(cfg, settings, run, folder) as tracker,
         _summarised(settings, run, folder, tracker),
         display,
@@ -179,7 +180,7 @@ def _optimizer(
         settings.optimizer,
         settings.scaling.name,
         _effective_batch(settings, data),
-        settings.scaling.reference,
+        settings.scaling.reference or _effective_batch(settings, data, DEFAULT_STEP_SIZE),
     )
     optimizer: torch.optim.Optimizer = configs.build(
         "optimizer", arguments, list(model.parameters()), fused=True
@@ -187,9 +188,9 @@ def _optimizer(
     return optimizer
 
 
-def _effective_batch(settings: "Config", data: "Data") -> int:
-    samples = settings.trainer.step_size * settings.data["batch_size"]
-    return int(samples * data.items_per_sample)
+def _effective_batch(settings: "Config", data: "Data", step_size: int | None = None) -> int:
+    minibatches = step_size or settings.trainer.step_size
+    return int(minibatches * settings.data["batch_size"] * data.items_per_sample)
 
 
 def _total_samples(settings: "Config", data: "Data") -> int | None:
@@ -200,7 +201,7 @@ def _total_samples(settings: "Config", data: "Data") -> int | None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, so that it is marked KILLED and loses nothing."""
+    """Let SIGTERM end a run or a sweep as Ctrl-C does: marked KILLED, with nothing lost."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
@@ -335,7 +336,7 @@ def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print("interrupted: the run is marked KILLED", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except Exception as error:
         if _WITH_TRACEBACK:
@@ -346,7 +347,7 @@ def _errors_in_one_line() -> Iterator[None]:
 def main() -> None:
     """Run the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
-    with _errors_in_one_line():
+    with _errors_in_one_line(), _interruptible():
         train()
 
 

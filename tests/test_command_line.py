@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_losses_to_the_bit(
 ) -> None:
     losses = []
     for seed in (3, 3, 4):
-        ended = command(f"seed={seed}", "trainer.max_epochs=2", "model=cnn", "track=none")
+        ended = command(f"seed={seed}", "trainer.max_epochs=1", "track=none")
         assert ended.returncode == 0, ended.stderr
         losses.append((summary(tmp_path)["train_loss"], summary(tmp_path)["val_loss"]))
 
@@ -137,7 +137,34 @@ def test_an_interrupted_run_is_killed_and_keeps_what_it_had(
     _, error = process.communicate(timeout=60)
 
     assert process.returncode == 128 + number
-    assert error == "interrupted: the run is marked KILLED\n"
+    assert error == "interrupted\n"
     found = summary(tmp_path)
     assert found["status"] == "KILLED"
     assert found["samples"] >= 1437  # type: ignore[operator]
+
+
+def test_a_report_is_drawn_again_from_the_study_alone(command: CommandLine, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    sweep = ("--multirun", "sweep=step_size", f"hydra.sweep.dir={folder}", "track=none")
+    ended = command(*sweep, "hydra.sweeper.n_trials=2", "trainer.max_samples=64")
+    assert ended.returncode == 0, ended.stderr
+    report = (folder / "report.md").read_text()
+    (folder / "report.md").unlink()
+
+    again = command("step_size_digits_mlp", "--folder", str(folder), module="src.report")
+
+    assert again.returncode == 0, again.stderr
+    assert (folder / "report.md").read_text() == report
+    assert again.stdout.splitlines()[-1] == f"report  {folder}"
+
+
+def test_a_sweep_that_is_not_there_is_refused_by_its_database(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    ended = command("nothing", "--folder", str(tmp_path), module="src.report")
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr == (
+        f"error: sqlite:///{tmp_path}/study.db: there is no such file; run the sweep first\n"
+    )

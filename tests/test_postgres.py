@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import psycopg
 import pytest
 from conftest import CommandLine
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
 
 def program(name: str) -> str | None:
@@ -28,14 +31,17 @@ needs_postgres = pytest.mark.skipif(
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The address of an empty database on this machine alone."""
-    folder = tmp_path_factory.mktemp("postgres")
+    with tempfile.TemporaryDirectory(prefix="cadence-") as folder:
+        yield from served(Path(folder))
+
+
+def served(folder: Path) -> Iterator[str]:
+    """Run a server in a folder, and yield its address."""
     user = None
     if os.geteuid() == 0:  # the server refuses to run as root
         user = "postgres"
-        for parent in (folder, folder.parent, folder.parent.parent):
-            parent.chmod(0o755)
         shutil.chown(folder, user)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -63,7 +69,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(0.2)
         yield f"postgresql+psycopg://cadence@127.0.0.1:{port}/postgres"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # do not wait for clients
         process.wait(timeout=60)
 
 
@@ -86,7 +92,8 @@ def test_a_sweep_in_postgresql_goes_on_as_one_in_sqlite_does(
             f"hydra.sweeper.storage={postgres}",
         )
         assert ended.returncode == 0, ended.stderr
-    study = optuna.load_study(study_name="step_size_digits_mlp", storage=postgres)
+    storage = optuna.storages.RDBStorage(postgres, engine_kwargs={"poolclass": NullPool})
+    study = optuna.load_study(study_name="step_size_digits_mlp", storage=storage)
 
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
     assert len({trial.params["trainer.step_size"] for trial in study.trials}) == 3

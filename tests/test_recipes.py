@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import CommandLine
-from src.train import ROOT, build
 
 from cadence import accumulate, windows
+from src.train import ROOT, build
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 RECIPES = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -18,9 +18,9 @@ def first_losses(recipe: str, count: int = 10) -> list[float]:
     """The losses of the first windows of a recipe, by the public functions alone."""
     from hydra import compose, initialize_config_dir
     from hydra.utils import execution_whitelist
-    from src.train import TRUSTED_TARGETS
 
     from cadence import config as configs
+    from src.train import TRUSTED_TARGETS
 
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
         run = build(configs.checked(compose("config", [f"experiment={recipe}", "device=cpu"])))
@@ -47,7 +47,7 @@ def test_the_first_ten_losses_are_the_golden_ones(recipe: str) -> None:
     assert losses == pytest.approx(golden[recipe], rel=1e-3)
 
 
-@pytest.mark.learns
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "metric", "at_least", "at_most", "seconds"),
     [

@@ -69,6 +69,18 @@ def test_the_readmes_model_data_set_and_objective_train(project: Path) -> None:
     assert summary["val_loss"] < 1.0
 
 
+def test_the_readmes_sweep_searches_what_it_says(project: Path) -> None:
+    ended = run(
+        project,
+        *("--multirun", "sweep=width", "hydra.sweeper.n_trials=2"),
+        *(f"hydra.sweep.dir={project}/sweep", "trainer.max_samples=64"),
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert "IntDistribution" not in (project / "sweep" / "report.md").read_text()
+    assert re.search(r"trial 1: trainer.step_size=(1|4|16) model.hidden=\[(32|128)\]", ended.stdout)
+
+
 def test_a_module_that_is_not_trusted_is_refused_with_the_constant_to_edit(project: Path) -> None:
     hall = project / "src" / "train.py"
     hall.write_text(hall.read_text().replace('    "my_project.*",\n', ""))
@@ -125,7 +137,11 @@ def test_the_readmes_commands_run(tmp_path: Path, line: str) -> None:
     arrays = {"inputs": np.zeros((40, 3), np.float32), "targets": np.arange(40) % 2}
     np.savez(tmp_path / "measured.npz", **arrays)
     (tmp_path / "book.txt").write_text("It was a bright cold day in April. " * 100)
-    small = [] if " --" in line else ["debug=default", f"hydra.run.dir={tmp_path}/run"]
+    small = ["debug=default", f"hydra.run.dir={tmp_path}/run", f"hydra.sweep.dir={tmp_path}/sweep"]
+    if " sweep=" in line:
+        small.append("hydra.sweeper.n_trials=1")
+    if "--help" in line or "--cfg" in line:
+        small = []
 
     ended = subprocess.run(
         [sys.executable, *line.split()[1:], *small],

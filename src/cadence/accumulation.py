@@ -101,6 +101,8 @@ class Accumulator:
         parameters = list(model.parameters())
         self._device = parameters[0].device if parameters else torch.device("cpu")
         self._half = [parameter for parameter in parameters if parameter.dtype in HALF]
+        self._share = torch.ones((), device=self._device)
+        self._share_of = 1
 
     def __call__(self, window: Sequence[Batch]) -> Accumulated:
         """Accumulate one window; see `accumulate`."""
@@ -110,7 +112,6 @@ class Accumulator:
         if items == 0:
             return Accumulated(torch.zeros((), device=device), items)
         half_sums = _HalfGradients(self._half)
-        share: Tensor | None = None
         total_loss: Tensor | None = None
         for microbatch in _microbatches(objective, window, counts, self._microbatch_size):
             with _autocast(device, self._autocast):
@@ -120,17 +121,25 @@ class Accumulator:
                     f"{type(objective).__name__}.total_loss gave shape {list(loss.shape)}; it must "
                     'return the sum over items, a 0-d tensor: try reduction="sum"'
                 )
-            if share is None:
-                share = loss.new_full((), 1 / items, requires_grad=False)
-                if self._scaler is not None:
-                    share = self._scaler.scale(share)
-            torch.autograd.backward(loss, share)
+            if loss.dtype in HALF:
+                loss = loss.float()
+            torch.autograd.backward(loss, self._share_like(loss, items))
             half_sums.take()
-            detached = loss.detach().float() if loss.dtype in HALF else loss.detach()
+            detached = loss.detach()
             total_loss = detached if total_loss is None else total_loss + detached
         half_sums.give()
         assert total_loss is not None  # items > 0, so at least one micro-batch holds one
         return Accumulated(total_loss, items)
+
+    def _share_like(self, loss: Tensor, items: int) -> Tensor:
+        """Return 1 / items, times the loss scale, to start a backward from.
+
+        Most windows hold as many items as the one before, so the tensor is kept.
+        """
+        if items != self._share_of or loss.dtype != self._share.dtype:
+            self._share = loss.new_full((), 1 / items, requires_grad=False)
+            self._share_of = items
+        return self._share if self._scaler is None else self._scaler.scale(self._share)
 
 
 def checked_microbatch_size(microbatch_size: int | None) -> int | None:

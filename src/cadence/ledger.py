@@ -94,8 +94,9 @@ class Ledger:
             is_same = "optimizer.lr" in self.fixed
             conditions["lr scaling"] = "none" + is_same * " (the same lr at every effective batch)"
         elif rule is not None:
-            reference = self.fixed.get("scaling.reference", math.nan)
-            conditions["lr scaling"] = f"{rule} from {reference:g} items per update"
+            reference = self.fixed.get("scaling.reference")
+            batch = "the batch at step_size 2" if reference is None else f"{reference:g} items"
+            conditions["lr scaling"] = f"{rule} from {batch} per update"
         named = [key for key in CONDITIONS if self.fixed.get(key) is not None]
         conditions |= {key: str(self.fixed[key]) for key in named}
         replicates = {trial.user_attrs.get("replicate", 0) for trial in self.compared()}

@@ -38,6 +38,7 @@ class Lineage:
         self._experiment = experiment_id(self._client, uri, experiment)
         self._name = name
         tags = {STUDY: name, FOLDER: str(folder)}
+        parent = parent or _found(self._client, self._experiment, tags)
         if parent is None:
             parent = new_run(self._client, self._experiment, name, tags)
         else:
@@ -50,10 +51,16 @@ class Lineage:
         return new_run(self._client, self._experiment, f"trial {trial}", tags)
 
     def end_child(self, run_id: str, status: str, reason: str) -> None:
-        """End a trial's run that did not do so itself, as when its process was killed."""
-        if self._client.get_run(run_id).info.status == "RUNNING":
+        """End a trial's run as its trial ended, if it did not say so itself."""
+        if self._client.get_run(run_id).info.status not in ("FAILED", "KILLED"):
             self._client.set_tag(run_id, "cadence.reason", reason)
             self._client.set_terminated(run_id, status)
+
+    def end_lost(self) -> None:
+        """End the children that still seem to run: their process is dead."""
+        lost = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([self._experiment], lost):
+            self.end_child(run.info.run_id, "KILLED", "its sweep died")
 
     def end(self, status: str, files: Sequence[Path]) -> None:
         """Keep the report with the parent and end it."""
@@ -68,13 +75,20 @@ def parent_of_folder(uri: str, experiment: str, folder: Path) -> str:
     It only groups them: no process stays to see the last one end, so it is FINISHED at once.
     """
     client = open_client(uri)
-    found = experiment_id(client, uri, experiment)
-    runs: Sequence[Run] = client.search_runs([found], f"tags.`{FOLDER}` = '{folder}'")
-    if runs:
-        return str(runs[0].info.run_id)
-    parent = new_run(client, found, f"multirun {folder.name}", {FOLDER: str(folder)})
-    client.set_terminated(parent)
+    experiment_of_runs = experiment_id(client, uri, experiment)
+    tags = {FOLDER: str(folder)}
+    parent = _found(client, experiment_of_runs, tags)
+    if parent is None:
+        parent = new_run(client, experiment_of_runs, f"multirun {folder.name}", tags)
+        client.set_terminated(parent)
     return parent
+
+
+def _found(client: mlflow.MlflowClient, experiment: str, tags: dict[str, str]) -> str | None:
+    """Return the newest run that has all these tags; None = there is none."""
+    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    runs: Sequence[Run] = client.search_runs([experiment], wanted, max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
 def new_run(client: mlflow.MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> str:

@@ -192,7 +192,7 @@ class MeanLoss:
     def total_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean loss times the items."""
         inputs, targets = _inputs_and_targets(batch)
-        return self.mean_loss(model(inputs), targets) * self.items(batch)
+        return self.mean_loss(_at_least_float32(model(inputs)), targets) * self.items(batch)
 
 
 def _inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:

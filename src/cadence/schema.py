@@ -185,7 +185,9 @@ class ScalingConfig:
     """How the learning rate follows the effective batch."""
 
     name: str = setting("rule", choices=("none", "sqrt", "linear"))
-    reference: float = setting("items per update for which optimizer.lr was chosen", above=0)
+    reference: float | None = setting(
+        "items per update for which optimizer.lr was chosen", above=0, null="those at step_size 2"
+    )
 
 
 @dataclass(kw_only=True, slots=True)

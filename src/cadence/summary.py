@@ -50,3 +50,9 @@ def write_summary(
     temporary.write_text(json.dumps(finite, indent=2) + "\n")
     temporary.replace(file)
     return file
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """Return a summary.json; null is None."""
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found

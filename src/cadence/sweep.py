@@ -65,7 +65,9 @@ def open_study(storage: BaseStorage, name: str, question: Question) -> optuna.St
     stated = question.stated()
     if name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
-        differences = list(_differences(study.user_attrs.get("question", stated), stated))
+        if "question" not in study.user_attrs:  # it died between its making and this
+            study.set_user_attr("question", stated)
+        differences = list(_differences(study.user_attrs["question"], stated))
         if differences:
             raise ValueError(
                 f"study {name}: it asks another question ({'; '.join(differences)}); give the same "
@@ -78,19 +80,32 @@ def open_study(storage: BaseStorage, name: str, question: Question) -> optuna.St
     return study
 
 
-def close_abandoned(study: optuna.Study) -> list[FrozenTrial]:
+def close_abandoned(
+    study: optuna.Study, result: Callable[[FrozenTrial], tuple[float, float] | None]
+) -> list[FrozenTrial]:
     """Close the trials that a dead sweep left running, and ask their points again.
+
+    Args:
+        study: The study; no other process may be running it.
+        result: A trial's values if its training came to its end before the sweep died, which only
+            remains to be told; None = it did not.
 
     Returns:
         The trials that were closed; each is FAIL and has the user attribute ``abandoned``.
     """
-    abandoned = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    for trial in abandoned:
+    abandoned = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        values = result(trial)
+        if values is not None:
+            study.tell(trial.number, list(values))
+            continue
         storage = study._storage  # the one way to mark a trial that another process began
         storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
         study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:  # a trial that died before it had a point has nothing to ask again
-            study.enqueue_trial(trial.params, user_attrs=_carried(trial))
+        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if point:  # one that died before it had a point has nothing to ask again
+            study.enqueue_trial(point, user_attrs=_carried(trial))
+        abandoned.append(trial)
     return abandoned
 
 

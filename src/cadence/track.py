@@ -98,14 +98,17 @@ class Tracker:
             self._log_params()
             for name, text in self._texts.items():
                 self._client.log_text(self.run_id, text, name)
-        except (MlflowException, OSError) as error:
-            raise ValueError(
-                f"track.uri={self._uri}: MLflow cannot log there ({error}); correct it, or train "
-                "without by track=none"
-            ) from error
-        self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self._uri)
-        self._monitor.start()
-        self._writer.start()
+            self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self._uri)
+            self._monitor.start()
+            self._writer.start()
+        except BaseException as error:
+            self._end(error)
+            if isinstance(error, MlflowException | OSError):
+                raise ValueError(
+                    f"track.uri={self._uri}: MLflow cannot log there ({error}); correct it, or "
+                    "train without by track=none"
+                ) from error
+            raise
         return self
 
     def _begin(self) -> None:
@@ -145,8 +148,11 @@ class Tracker:
     def finish(self, clock: Clock, fitted: Fitted, files: Sequence[Path]) -> None:
         """Keep the last numbers of a run, and the files that describe it."""
         self.log(clock, _measured(fitted))
-        for file in files:
-            self._client.log_artifact(self.run_id, str(file))
+        try:
+            for file in files:
+                self._client.log_artifact(self.run_id, str(file))
+        except (MlflowException, OSError) as error:
+            log.warning("MLflow did not take %s (%s)", ", ".join(map(str, files)), error)
 
     def __exit__(
         self,
@@ -159,12 +165,25 @@ class Tracker:
             self._log_window(*self._latest)
         self._closing.set()
         self._writer.join()
-        self._monitor.publish_metrics(self._monitor.aggregate_metrics())
-        self._monitor.finish()
-        self._flush()
-        if error is not None:
-            self._client.set_tag(self.run_id, "cadence.reason", f"{type(error).__name__}: {error}")
-        self._client.set_terminated(self.run_id, status_after(error))
+        try:
+            self._monitor.publish_metrics(self._monitor.aggregate_metrics())
+            self._monitor.finish()
+            self._flush()
+        except (MlflowException, OSError) as failure:
+            log.warning("MLflow did not take the last metrics of run %s (%s)", self.run_id, failure)
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """End the run; a server that is gone by now does not hide how the training ended."""
+        if not self.run_id:
+            return
+        try:
+            if error is not None:
+                reason = f"{type(error).__name__}: {error}"
+                self._client.set_tag(self.run_id, "cadence.reason", reason)
+            self._client.set_terminated(self.run_id, status_after(error))
+        except (MlflowException, OSError) as failure:
+            log.warning("MLflow still takes run %s for running (%s)", self.run_id, failure)
 
     def _log_window(self, clock: Clock, outcome: Outcome) -> None:
         self._logged = clock

@@ -5,7 +5,7 @@ Each of these happens once per window, here and nowhere else.
 
 import logging
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ class DivergedError(RuntimeError):
     """Too many windows in a row had a non-finite loss or gradient."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a window's gradient."""
 
     applied: bool

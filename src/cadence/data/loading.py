@@ -63,7 +63,7 @@ class InMemoryLoader(DataLoader[Samples]):
     """
 
     def __init__(self, data: TensorData, order: EpochOrder, *, pin_memory: bool) -> None:
-        super().__init__(data, batch_sampler=order, collate_fn=_identity, pin_memory=pin_memory)
+        super().__init__(data, batch_sampler=order, pin_memory=pin_memory)
         self._data = data
         self._order = order
 
@@ -115,7 +115,3 @@ def loader(
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(shuffle_seed or 0),
     )
-
-
-def _identity(batch: Any) -> Any:
-    return batch

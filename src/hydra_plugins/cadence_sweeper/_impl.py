@@ -4,7 +4,7 @@ The official sweeper asks, launches and tells; it is called for one batch of tri
 what it lacks is decided between the batches, from the study alone.
 """
 
-import json
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -16,26 +16,30 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, Trial
+
+from cadence import sweep as sweeps
+from cadence.config import ConfigError, checked, flattened
+from cadence.console import open_console, print_report
+from cadence.report import write_report
+from cadence.summary import FILE as SUMMARY
+from cadence.summary import read_summary
 from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_params_from_overrides,
 )
-from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import Trial
-
-from cadence import sweep as sweeps
-from cadence.config import ConfigError, flattened
-from cadence.console import open_console, print_report
-from cadence.report import write_report
-from cadence.summary import FILE as SUMMARY
 
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 """What a sampler's ``_target_`` may be."""
 
 NOT_ASKED = ("track.", "sweep.")
 """Keys that may differ between the sessions of one sweep."""
+
+SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
+"""Samplers that propose from the finished trials alone."""
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +67,15 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         assert self.launcher is not None
         self.launcher = _Watched(self.launcher, self._keep)
         self._config = config
+        self._task = copy.deepcopy(config)  # the run's own config, as a run sees it
+        OmegaConf.set_readonly(self._task, False)
+        OmegaConf.set_struct(self._task, False)
+        del self._task["hydra"]
         self._folder = Path(config.hydra.sweep.dir).absolute()
         if self.study_name is None:
             raise ConfigError("hydra.sweeper.study_name=null: a sweep needs a name to go on by")
         self._name = self.study_name
+        self._lineage: Any = None
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials that are missing to the total, and report.
@@ -75,30 +84,48 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             ConfigError: The study asks another question, another process runs it, or too many
                 trials failed.
         """
+        self._check()
         self._process_searchspace_config()
         question = self._question(arguments)
+        with sweeps.alone(self._folder):
+            self.storage = optuna.storages.get_storage(self.storage)
+            self._study = sweeps.open_study(self.storage, self._name, question)
+            status = "FAILED"
+            try:
+                self._lineage = self._open_lineage()
+                self._close_abandoned()
+                self._run(arguments, question)
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                self._console.print("interrupted; the same command goes on from here")
+                raise
+            finally:
+                self._close_abandoned()
+                self._report(status)
+
+    def _check(self) -> None:
+        """Refuse what no trial could run with, before anything is written."""
+        checked(self._task)
+        for name, value in (("n_trials", self._total), ("n_jobs", self._jobs)):
+            if value < 1:
+                raise ConfigError(f"hydra.sweeper.{name}={value}: must be at least 1")
+        if not 0 <= self._failure_share <= 1:
+            raise ConfigError(
+                f"hydra.sweeper.max_failure_rate={self._failure_share}: must be a share of "
+                "n_trials, from 0 to 1"
+            )
+        if not self._sampler_config._target_.endswith(SUPPORTED):
+            raise ConfigError(
+                f"hydra/sweeper/sampler: {self._sampler_config._target_} keeps a state that no "
+                "sweep can go on from; choose tpe, random, gp or grid"
+            )
         if self._jobs > 1:
             log.warning(
                 "hydra.sweeper.n_jobs=%d: trials that share a device spoil each other's "
                 "throughput; use 1 unless the launcher spreads them",
                 self._jobs,
             )
-        with sweeps.alone(self._folder):
-            self.storage = optuna.storages.get_storage(self.storage)
-            self._study = sweeps.open_study(self.storage, self._name, question)
-            self._lineage = self._open_lineage()
-            status = "FAILED"
-            try:
-                self._close_abandoned()
-                self._run(arguments, question)
-                status = "FINISHED"
-            except KeyboardInterrupt:
-                status = "KILLED"
-                self._close_abandoned()
-                self._console.print("interrupted; the same command goes on from here")
-                raise
-            finally:
-                self._report(status)
 
     def _question(self, arguments: list[str]) -> sweeps.Question:
         parameters = [*self._parse_sweeper_params_config(), *arguments]
@@ -115,9 +142,9 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 f"hydra.sweeper.direction={directions}: a run returns (val_loss, "
                 "samples_per_second), so it must be [minimize, maximize]"
             )
-        keys = [str(key) for key in self._config if key != "hydra"]
-        task = OmegaConf.masked_copy(self._config, keys)
-        config = flattened(task) | {key: fixed[key] for key in fixed if key in (self.params or {})}
+        config = flattened(self._task) | {
+            key: fixed[key] for key in fixed if key in (self.params or {})
+        }
         shared = {
             key: value
             for key, value in config.items()
@@ -127,28 +154,40 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _run(self, arguments: list[str], question: sweeps.Question) -> None:
         repeats = self._config.sweep.repeats if self._config.sweep else 1
-        while (missing := self._total - len(sweeps.finished(self._study))) > 0:
-            ready = len(sweeps.waiting(self._study))
+        every = sweeps.points(question.space)
+        total = self._total if every is None else min(self._total, len(every) * repeats)
+        while (missing := total - len(sweeps.finished(self._study))) > 0:
             wanted = min(self._jobs, missing)
+            ready = len(sweeps.waiting(self._study))
             if ready < wanted:
                 new = sweeps.next_points(
-                    self._study, question.space, self._sampler(), count=wanted - ready,
+                    self._study,
+                    question.space,
+                    self._sampler(),
+                    count=wanted - ready,
                     repeats=repeats,
-                )  # fmt: skip
+                )
                 for point, replicate in new:
                     self._study.enqueue_trial(point, user_attrs={"replicate": replicate})
-                ready += len(new)
-            if ready == 0:
-                self._console.print("every point of the search space is done")
-                return
-            self.n_trials = self.n_jobs = min(ready, wanted)
+            self.n_trials = self.n_jobs = wanted
             super().sweep(arguments)
-            reasons = sweeps.too_many_failed(self._study, self._failure_share, self._total)
-            if reasons:
-                raise ConfigError(
-                    f"hydra.sweeper.max_failure_rate={self._failure_share}: {len(reasons)} of "
-                    f"{self._total} trials failed ({'; '.join(reasons)})"
-                )
+            self._stop_if_failing(total)
+        if total < self._total:
+            self._console.print("every point of the search space is done")
+
+    def _stop_if_failing(self, total: int) -> None:
+        reasons = sweeps.too_many_failed(self._study, self._failure_share, total)
+        if (
+            not reasons
+            and len(sweeps.finished(self._study)) >= total
+            and not self._study.best_trials
+        ):
+            reasons = sweeps.too_many_failed(self._study, 0.0, total)
+        if reasons:
+            raise ConfigError(
+                f"hydra.sweeper.max_failure_rate={self._failure_share}: {len(reasons)} of {total} "
+                f"trials failed ({'; '.join(reasons)})"
+            )
 
     def _sampler(self) -> "Any":
         """Return ``seed -> sampler``; None for a grid, which goes through the space in order."""
@@ -196,11 +235,8 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _keep_one(self, trial: Trial, returned: JobReturn) -> None:
         """Keep a run's summary, or the reason why it failed, with its trial."""
-        file = Path(trial.user_attrs["folder"]) / SUMMARY
-        summary = json.loads(file.read_text()) if file.is_file() else {}
-        for name, value in summary.items():
-            if name not in ("mlflow_run_id", "status"):
-                trial.set_user_attr(name, value)
+        for name, value in self._summary(trial.user_attrs["folder"]).items():
+            trial.set_user_attr(name, value)
         if returned.status == JobStatus.COMPLETED and all(
             map(math.isfinite, returned.return_value)
         ):
@@ -214,6 +250,12 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             self._lineage.end_child(trial.user_attrs["mlflow_run_id"], "FAILED", reason)
         # Told as NaN it becomes FAIL, without a traceback for each.
         returned.status, returned.return_value = JobStatus.COMPLETED, (math.nan, math.nan)
+
+    @staticmethod
+    def _summary(folder: str) -> dict[str, Any]:
+        """Return what a run left in its folder; nothing if that cannot be seen from here."""
+        file = Path(folder) / SUMMARY
+        return read_summary(file) if file.is_file() else {}
 
     @staticmethod
     def _reason(returned: JobReturn) -> str:
@@ -238,18 +280,29 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         return lineage
 
     def _close_abandoned(self) -> None:
-        for trial in sweeps.close_abandoned(self._study):
-            run_id = trial.user_attrs.get("mlflow_run_id")
-            if self._lineage is not None and run_id:
-                self._lineage.end_child(run_id, "KILLED", "its sweep died")
+        for trial in sweeps.close_abandoned(self._study, self._result):
             self._console.print(f"trial {trial.number} was cut off; its point is asked again")
 
-    def _report(self, status: str) -> None:
-        report = write_report(self._study, self._folder)
         if self._lineage is not None:
+            self._lineage.end_lost()
+
+    def _result(self, trial: FrozenTrial) -> tuple[float, float] | None:
+        """Return a trial's objectives if its run had finished; None = it had not."""
+        summary = self._summary(trial.user_attrs.get("folder", ""))
+        loss, throughput = summary.get("val_loss"), summary.get("samples_per_second")
+        if summary.get("status") != "FINISHED" or loss is None or throughput is None:
+            return None
+        return loss, throughput
+
+    def _report(self, status: str) -> None:
+        files: list[Path] = []
+        try:
+            report = write_report(self._study, self._folder)
             files = [file for file in report.files if file.suffix != ".csv"]
-            self._lineage.end(status, files)
-        print_report(report, self._console)
+            print_report(report, self._console)
+        finally:
+            if self._lineage is not None:
+                self._lineage.end(status, files)
 
 
 class _Watched(Launcher):

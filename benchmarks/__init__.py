@@ -1,0 +1,1 @@
+"""How fast cadence trains, beside what else trains a PyTorch model."""
