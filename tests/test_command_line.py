@@ -99,7 +99,15 @@ def test_debug_is_one_tiny_epoch_without_tracking(command: CommandLine, tmp_path
     assert (found["samples"], found["mlflow_run_id"]) == (256, None)
 
 
-@pytest.mark.parametrize("question", [["--help"], ["--cfg", "job"], ["trainer.step_szie=3"]])
+@pytest.mark.parametrize(
+    "question",
+    [
+        ["--help"],
+        ["--cfg", "job"],
+        ["trainer.step_szie=3"],
+        ["trainer.step_size=0", "hydra.run.dir=/tmp/cadence-bad-value"],
+    ],
+)
 def test_help_config_and_typos_are_answered_without_torch_or_mlflow(question: list[str]) -> None:
     watched = (
         "import sys, runpy, atexit\n"

@@ -56,6 +56,10 @@ class Lineage:
             self._client.set_tag(run_id, "cadence.reason", reason)
             self._client.set_terminated(run_id, status)
 
+    def has_finished(self, run_id: str) -> bool:
+        """Return whether a trial's run ended by itself, with all its numbers."""
+        return bool(self._client.get_run(run_id).info.status == "FINISHED")
+
     def end_lost(self) -> None:
         """End the children that still seem to run: their process is dead."""
         lost = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent}' and attributes.status = 'RUNNING'"

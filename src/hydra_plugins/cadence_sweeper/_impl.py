@@ -287,10 +287,14 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             self._lineage.end_lost()
 
     def _result(self, trial: FrozenTrial) -> tuple[float, float] | None:
-        """Return a trial's objectives if its run had finished; None = it had not."""
+        """Return a trial's objectives if its run had ended in every place; None = it had not."""
         summary = self._summary(trial.user_attrs.get("folder", ""))
         loss, throughput = summary.get("val_loss"), summary.get("samples_per_second")
         if summary.get("status") != "FINISHED" or loss is None or throughput is None:
+            return None
+        # Its last numbers may not have reached MLflow: then it is not whole, and is asked again.
+        run_id = trial.user_attrs.get("mlflow_run_id")
+        if self._lineage is not None and not (run_id and self._lineage.has_finished(run_id)):
             return None
         return loss, throughput
 

@@ -1,0 +1,84 @@
+"""Sweeps that are killed at random moments, and sweeps that share one MLflow database."""
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from conftest import ROOT
+from optuna.trial import TrialState
+
+pytestmark = pytest.mark.slow
+
+TRIALS = 12
+KILLS = 10
+SYNTHETIC = (
+    *("data=synthetic", "data.samples=400", "data.shape=[4]", "trainer.max_epochs=null"),
+    *("trainer.max_seconds=0.5", f"hydra.sweeper.n_trials={TRIALS}"),
+)
+
+
+def start(folder: Path, name: str, *more: str) -> "subprocess.Popen[str]":
+    overrides = [
+        *("--multirun", "sweep=step_size", f"hydra.sweeper.study_name={name}"),
+        *(f"hydra.sweep.dir={folder}/{name}", f"track.uri=sqlite:///{folder}/mlflow.db"),
+        *SYNTHETIC,
+        *more,
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "src.train", *overrides],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def check_whole(folder: Path, name: str) -> None:
+    """Assert that every trial is there once, with its run and its folder, and nothing runs."""
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/{name}/study.db")
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) == TRIALS
+    assert len({trial.params["trainer.step_size"] for trial in complete}) == TRIALS
+    for trial in complete:
+        run = client.get_run(trial.user_attrs["mlflow_run_id"])
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == study.user_attrs["mlflow_parent_run_id"]
+        assert (folder / name / "trials" / str(trial.number) / "summary.json").is_file()
+    others = [trial for trial in study.trials if trial.state != TrialState.COMPLETE]
+    assert all(trial.user_attrs["abandoned"] for trial in others)
+    experiment = client.get_experiment_by_name("cadence")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`optuna.study_name` = '{name}'")
+    assert [run for run in runs if run.info.status == "RUNNING"] == []
+    assert len([run for run in runs if "mlflow.parentRunId" not in run.data.tags]) == 1
+
+
+def test_ten_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    for _ in range(KILLS):
+        sweep = start(tmp_path, "tortured")
+        # From its start-up to well into its trials: some kills find no trial, some find several.
+        time.sleep(chance.uniform(4, 14))
+        sweep.kill()
+        sweep.communicate(timeout=60)
+    last = start(tmp_path, "tortured")
+    _, error = last.communicate(timeout=300)
+
+    assert last.returncode == 0, error
+    check_whole(tmp_path, "tortured")
+
+
+def test_two_sweeps_at_once_share_one_mlflow_database(tmp_path: Path) -> None:
+    both = [start(tmp_path, name) for name in ("one", "other")]
+
+    for name, sweep in zip(("one", "other"), both, strict=True):
+        _, error = sweep.communicate(timeout=400)
+        assert sweep.returncode == 0, error
+        assert "locked" not in error
+        check_whole(tmp_path, name)
