@@ -75,7 +75,8 @@ def test_ten_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path: P
 
 
 def test_two_sweeps_at_once_share_one_mlflow_database(tmp_path: Path) -> None:
-    both = [start(tmp_path, name) for name in ("one", "other")]
+    equal = ("trainer.max_seconds=null", "trainer.max_samples=10000")
+    both = [start(tmp_path, name, *equal) for name in ("one", "other")]
 
     for name, sweep in zip(("one", "other"), both, strict=True):
         _, error = sweep.communicate(timeout=400)

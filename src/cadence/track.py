@@ -9,13 +9,16 @@ import logging
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
+from filelock import FileLock
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -249,12 +252,20 @@ def open_client(uri: str) -> mlflow.MlflowClient:
     _check_reachable(uri)
     _quiet_libraries()
     try:
-        return mlflow.MlflowClient(uri)
+        with _one_at_a_time(uri), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of the migrations that make a new database
+            return mlflow.MlflowClient(uri)
     except MlflowException as error:
         raise ValueError(
             f"track.uri={uri}: MLflow cannot log there ({error}); correct it, or train without by "
             "track=none"
         ) from error
+
+
+def _one_at_a_time(uri: str) -> AbstractContextManager[Any]:
+    """Keep two processes from making the same SQLite database at once, which MLflow cannot."""
+    database = make_url(uri).database if uri.startswith("sqlite:") else None
+    return nullcontext() if database is None else FileLock(f"{database}.lock")
 
 
 def experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
