@@ -1,8 +1,6 @@
 """What a run is measured by: throughput, peak memory, evaluation."""
 
 import contextlib
-import ctypes
-import gc
 import resource
 import sys
 from array import array
@@ -76,8 +74,8 @@ class PeakMemory:
     """The most memory a run takes, counted from where it starts.
 
     On CUDA it is what torch's allocator held; elsewhere the process's resident set above the start,
-    which what is built before (the model, the data in memory) does not count in. What an earlier
-    run in the same process left to the allocator is given back first, where glibc can.
+    which what is built before (the model, the data in memory) does not count in, nor what reuses
+    memory that an earlier run in the same process left to the allocator.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -86,7 +84,6 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._start = torch.cuda.memory_allocated(device)
         else:
-            _give_back_memory()
             with contextlib.suppress(OSError):  # not Linux, or forbidden: the peak stays older
                 Path("/proc/self/clear_refs").write_text("5")
             self._start = _peak_resident_bytes()
@@ -168,13 +165,6 @@ def _totals(objective: Objective, model: nn.Module, batch: Batch) -> dict[str, T
     if isinstance(objective, ReportsTotals):
         return objective.totals(model, batch)
     return {"loss": objective.total_loss(model, batch)}
-
-
-def _give_back_memory() -> None:
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # another libc than glibc
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak_resident_bytes() -> int:
