@@ -107,10 +107,7 @@ class Tracker:
         except BaseException as error:
             self._end(error)
             if isinstance(error, MlflowException | OSError):
-                raise ValueError(
-                    f"track.uri={self._uri}: MLflow cannot log there ({error}); correct it, or "
-                    "train without by track=none"
-                ) from error
+                raise _cannot_log(self._uri, error) from error
             raise
         return self
 
@@ -256,10 +253,14 @@ def open_client(uri: str) -> mlflow.MlflowClient:
             warnings.simplefilter("ignore")  # those of the migrations that make a new database
             return mlflow.MlflowClient(uri)
     except MlflowException as error:
-        raise ValueError(
-            f"track.uri={uri}: MLflow cannot log there ({error}); correct it, or train without by "
-            "track=none"
-        ) from error
+        raise _cannot_log(uri, error) from error
+
+
+def _cannot_log(uri: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"track.uri={uri}: MLflow cannot log there ({error}); correct it, or train without by "
+        "track=none"
+    )
 
 
 def _one_at_a_time(uri: str) -> AbstractContextManager[Any]:

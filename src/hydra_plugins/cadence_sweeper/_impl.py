@@ -282,7 +282,6 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
     def _close_abandoned(self) -> None:
         for trial in sweeps.close_abandoned(self._study, self._result):
             self._console.print(f"trial {trial.number} was cut off; its point is asked again")
-
         if self._lineage is not None:
             self._lineage.end_lost()
 
