@@ -17,6 +17,8 @@ from conftest import CommandLine
 from optuna.trial import TrialState
 from sqlalchemy.pool import NullPool
 
+from cadence.sweep import alone_with_study
+
 
 def program(name: str) -> str | None:
     """Where Debian or the PATH has one of PostgreSQL's programs."""
@@ -99,3 +101,27 @@ def test_a_sweep_in_postgresql_goes_on_as_one_in_sqlite_does(
     assert len({trial.params["trainer.step_size"] for trial in study.trials}) == 3
     assert (tmp_path / "sweep" / "report.md").is_file()
     assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+@needs_postgres
+def test_a_second_host_is_kept_out_of_a_study_in_postgresql(
+    command: CommandLine, tmp_path: Path, postgres: str
+) -> None:
+    def sweep(folder: str) -> "subprocess.CompletedProcess[str]":
+        return command(
+            *("--multirun", "sweep=step_size", f"hydra.sweep.dir={tmp_path}/{folder}"),
+            *("track=none", "trainer.max_samples=64", "hydra.sweeper.n_trials=1"),
+            f"hydra.sweeper.storage={postgres}",
+        )
+
+    storage = optuna.storages.RDBStorage(postgres, engine_kwargs={"poolclass": NullPool})
+    with alone_with_study(storage, "step_size_digits_mlp"):
+        refused = sweep("other host")
+    let_in = sweep("other host")
+
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "error: study step_size_digits_mlp: another process is running this sweep; wait for it, or "
+        "choose another hydra.sweeper.study_name=\n"
+    )
+    assert let_in.returncode == 0, let_in.stderr

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -11,6 +13,8 @@ import optuna
 import pytest
 from conftest import ROOT, CommandLine
 from optuna.trial import TrialState
+
+from cadence.lineage import Lineage
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
 NAME = "step_size_digits_mlp"
@@ -98,6 +102,17 @@ def test_repeats_run_each_point_with_seeds_of_its_own(command: CommandLine, tmp_
         assert [trial.user_attrs["seed"] for trial in replicates] == [5, 6]
 
 
+def test_a_grid_is_repeated_in_whole_rounds(command: CommandLine, tmp_path: Path) -> None:
+    ended = command(
+        *("--multirun", "sweep=step_size_grid", f"hydra.sweep.dir={tmp_path}/sweep", *TINY),
+        *(CHOICE, "sweep.repeats=2", "track=none"),
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    name = "step_size_grid_digits_mlp"
+    assert step_sizes(study_of(tmp_path, name)) == [1, 2, 4, 1, 2, 4]
+
+
 def test_a_changed_question_is_refused_with_the_difference(
     command: CommandLine, tmp_path: Path
 ) -> None:
@@ -110,7 +125,7 @@ def test_a_changed_question_is_refused_with_the_difference(
     assert ended.returncode == 1
     assert ended.stderr == (
         f"error: study {NAME}: it asks another question (trainer.step_size: was "
-        "IntDistribution(high=64, log=True, low=1, step=1), now "
+        "IntDistribution(high=32, log=True, low=1, step=1), now "
         "CategoricalDistribution(choices=(1, 2, 4)); optimizer.lr: was 0.001, now 0.1); give the "
         "same one to go on, or another hydra.sweeper.study_name= to begin anew\n"
     )
@@ -217,6 +232,62 @@ def test_a_sweep_that_was_cut_off_goes_on_and_asks_the_lost_point_again(
         for trial in study.trials
     }
     assert parents == {study.user_attrs["mlflow_parent_run_id"]}
+
+
+def test_a_trial_whose_training_had_ended_when_its_sweep_died_is_told_and_not_run_again(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    arguments = options(tmp_path, "hydra.sweeper.n_trials=1", f"track.uri={tracking_uri}")
+    assert command(*arguments).returncode == 0
+    (told,) = study_of(tmp_path).trials
+    forget_the_end_of_the_only_trial(tmp_path / "sweep" / "study.db")
+    (untold,) = study_of(tmp_path).trials
+    assert untold.state == TrialState.RUNNING
+    assert untold.values is None
+
+    ended = command(*arguments)
+
+    assert ended.returncode == 0, ended.stderr
+    assert "trial 0" not in ended.stdout
+    (trial,) = study_of(tmp_path).trials
+    assert trial.state == TrialState.COMPLETE
+    assert trial.values == told.values
+    run = mlflow.MlflowClient(tracking_uri).get_run(trial.user_attrs["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+
+
+def forget_the_end_of_the_only_trial(database: Path) -> None:
+    """Leave the study as a sweep does that dies before it tells what its trial came to."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("update trials set state = 'RUNNING', datetime_complete = null")
+        connection.execute("delete from trial_values")
+        connection.commit()
+
+
+def test_a_sweep_whose_tracking_moved_gets_a_parent_at_the_new_place(
+    tmp_path: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = (tracking_uri, "moved", "a sweep", tmp_path)
+
+    lineage = Lineage(*there, parent="0" * 32)
+
+    assert caplog.messages == [
+        f"{tracking_uri} does not know the sweep's run {'0' * 32}; it gets another there"
+    ]
+    assert Lineage(*there, parent=lineage.parent).parent == lineage.parent
+    run = mlflow.MlflowClient(tracking_uri).get_run(lineage.parent)
+    assert run.info.run_name == "a sweep"
+
+
+def test_trials_stay_in_folders_of_their_numbers(command: CommandLine, tmp_path: Path) -> None:
+    ended = command(*options(tmp_path, "track=none", "hydra.sweep.subdir=elsewhere"))
+
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "error: hydra.sweep.subdir=elsewhere: a sweep goes on by its trials' numbers, so it must "
+        "be trials/${hydra.job.num}; hydra.sweep.dir= moves the whole sweep\n"
+    )
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_plain_multirun_is_grouped_under_a_parent(

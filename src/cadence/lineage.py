@@ -1,13 +1,18 @@
 """A sweep's runs in MLflow: one parent, named after the study, and a child for each trial."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from cadence.track import experiment_id, open_client
+
+log = logging.getLogger(__name__)
 
 STUDY = "optuna.study_name"
 TRIAL = "optuna.trial_number"
@@ -38,6 +43,9 @@ class Lineage:
         self._experiment = experiment_id(self._client, uri, experiment)
         self._name = name
         tags = {STUDY: name, FOLDER: str(folder)}
+        if parent is not None and not _is_known(self._client, parent):
+            log.warning("%s does not know the sweep's run %s; it gets another there", uri, parent)
+            parent = None
         parent = parent or _found(self._client, self._experiment, tags)
         if parent is None:
             parent = new_run(self._client, self._experiment, name, tags)
@@ -86,6 +94,16 @@ def parent_of_folder(uri: str, experiment: str, folder: Path) -> str:
         parent = new_run(client, experiment_of_runs, f"multirun {folder.name}", tags)
         client.set_terminated(parent)
     return parent
+
+
+def _is_known(client: mlflow.MlflowClient, run_id: str) -> bool:
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return False
+    return True
 
 
 def _found(client: mlflow.MlflowClient, experiment: str, tags: dict[str, str]) -> str | None:

@@ -22,9 +22,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
 
 Point: TypeAlias = dict[str, Any]
 """A value for each searched key."""
@@ -136,7 +138,8 @@ def next_points(
     Args:
         study: The trials so far.
         space: The searched keys and where they may lie.
-        sampler: ``seed -> sampler``; None = the space's own order, which must be countable.
+        sampler: ``seed -> sampler``, whose every point is repeated before the next; None = the
+            space's own order, which must be countable, one whole round after another.
         count: Points wanted, at least 1.
         repeats: Trials of each point, at least 1.
 
@@ -148,10 +151,12 @@ def next_points(
     chosen: list[tuple[Point, int]] = []
     for number in range(count):
         done = asked + [point for point, _ in chosen]
-        point = _unrepeated(done, repeats)
-        if point is None:
-            seed = len(past) + number
-            point = _new_point(study, space, sampler and sampler(seed), done)
+        repeated = _unrepeated(done, repeats)
+        seeded = sampler and sampler(len(past) + number)
+        if seeded is None:  # in rounds, so that a slow quarter of an hour hits no point alone
+            point = _new_point(study, space, None, done) or repeated
+        else:
+            point = repeated or _new_point(study, space, seeded, done)
         if point is None:
             return chosen
         chosen.append((point, done.count(point)))
@@ -174,7 +179,10 @@ def too_many_failed(study: optuna.Study, share: float, total: int) -> list[str]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of a folder: it would take the first one's trials for dead.
+    """Keep a second process out of a sweep's folder: it would take the first one's trials for dead.
+
+    Args:
+        folder: The sweep's folder; it is made.
 
     Raises:
         ValueError: Another process is at work there.
@@ -184,14 +192,39 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
-            f"{folder}: another process is running this sweep; wait for it, or choose another "
-            "hydra.sweeper.study_name="
-        ) from error
+        raise _in_use(str(folder)) from error
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def alone_with_study(storage: BaseStorage, name: str) -> Iterator[None]:
+    """Keep other hosts, whose folders are their own, out of a study in PostgreSQL.
+
+    Other storages are not locked: the folder's lock is all that guards them.
+
+    Raises:
+        ValueError: Another process is at work on it.
+    """
+    database = storage._backend if isinstance(storage, _CachedStorage) else storage
+    if not isinstance(database, RDBStorage) or database.engine.dialect.name != "postgresql":
+        yield
+        return
+    with database.engine.connect() as connection:
+        # The server releases the lock when the connection ends, however its process does.
+        lock = text("select pg_try_advisory_lock(hashtext(:study))")
+        if not connection.execute(lock, {"study": f"cadence {name}"}).scalar():
+            raise _in_use(f"study {name}")
+        yield
+
+
+def _in_use(what: str) -> ValueError:
+    return ValueError(
+        f"{what}: another process is running this sweep; wait for it, or choose another "
+        "hydra.sweeper.study_name="
+    )
 
 
 def points(space: Mapping[str, BaseDistribution]) -> list[Point] | None:
@@ -242,7 +275,9 @@ def _new_point(
 
 
 def _unrepeated(done: Sequence[Point], repeats: int) -> Point | None:
-    return next((point for point in done if done.count(point) < repeats), None)
+    """Return the point with the fewest trials; None = each has its repeats."""
+    fewest = min(done, key=done.count, default=None)
+    return fewest if fewest is not None and done.count(fewest) < repeats else None
 
 
 def _counts(trial: FrozenTrial) -> bool:

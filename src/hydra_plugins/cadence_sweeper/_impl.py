@@ -41,6 +41,9 @@ NOT_ASKED = ("track.", "sweep.")
 SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
 """Samplers that propose from the finished trials alone."""
 
+SUBDIR = "trials/${hydra.job.num}"
+"""Where a trial's run folder is, within the sweep's."""
+
 log = logging.getLogger(__name__)
 
 
@@ -89,20 +92,24 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         question = self._question(arguments)
         with sweeps.alone(self._folder):
             self.storage = optuna.storages.get_storage(self.storage)
-            self._study = sweeps.open_study(self.storage, self._name, question)
-            status = "FAILED"
-            try:
-                self._lineage = self._open_lineage()
-                self._close_abandoned()
-                self._run(arguments, question)
-                status = "FINISHED"
-            except KeyboardInterrupt:
-                status = "KILLED"
-                self._console.print("interrupted; the same command goes on from here")
-                raise
-            finally:
-                self._close_abandoned()
-                self._report(status)
+            with sweeps.alone_with_study(self.storage, self._name):
+                self._study = sweeps.open_study(self.storage, self._name, question)
+                self._go_on(arguments, question)
+
+    def _go_on(self, arguments: list[str], question: sweeps.Question) -> None:
+        status = "FAILED"
+        try:
+            self._lineage = self._open_lineage()
+            self._close_abandoned()
+            self._run(arguments, question)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            self._console.print("interrupted; the same command goes on from here")
+            raise
+        finally:
+            self._close_abandoned()
+            self._report(status)
 
     def _check(self) -> None:
         """Refuse what no trial could run with, before anything is written."""
@@ -119,6 +126,12 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             raise ConfigError(
                 f"hydra/sweeper/sampler: {self._sampler_config._target_} keeps a state that no "
                 "sweep can go on from; choose tpe, random, gp or grid"
+            )
+        placed: Any = OmegaConf.to_container(self._config.hydra.sweep, resolve=False)
+        if (subdir := placed["subdir"]) != SUBDIR:
+            raise ConfigError(
+                f"hydra.sweep.subdir={subdir}: a sweep goes on by its trials' numbers, so it must "
+                f"be {SUBDIR}; hydra.sweep.dir= moves the whole sweep"
             )
         if self._jobs > 1:
             log.warning(

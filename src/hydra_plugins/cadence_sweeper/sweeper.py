@@ -13,9 +13,17 @@ from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
 
 @dataclass
 class CadenceSweeperConf(OptunaSweeperConf):
-    """The official Optuna sweeper's options; ``n_trials`` is the total, sessions together."""
+    """The official Optuna sweeper's options, with the values that every sweep of cadence shares.
+
+    ``n_trials`` is the total, sessions together; ``max_failure_rate`` is its share.
+    """
 
     _target_: str = "hydra_plugins.cadence_sweeper.sweeper.CadenceSweeper"
+    study_name: str | None = (
+        "${hydra.runtime.choices.sweep}_${hydra.runtime.choices.data}_${hydra.runtime.choices.model}"
+    )
+    storage: Any | None = "sqlite:///${hydra.sweep.dir}/study.db"
+    max_failure_rate: float = 0.5
 
 
 class CadenceSweeper(Sweeper):
