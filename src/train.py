@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
+from cadence.redaction import redact_files, redact_logs, redacted
 from cadence.window import DEFAULT_STEP_SIZE
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from cadence import Trainer
     from cadence.data import Data
+    from cadence.objectives import Objective
     from cadence.schema import Config
     from cadence.track import Tracker
 
@@ -47,6 +49,7 @@ _WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 log = logging.getLogger(__name__)
 configs.register(ROOT)
+redact_logs()
 
 
 @hydra.main(
@@ -62,6 +65,7 @@ def train(cfg: DictConfig) -> tuple[float, float]:
 
 
 def _train(cfg: DictConfig) -> tuple[float, float]:
+    _redact_hydra_files()
     settings = configs.checked(cfg)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if settings.sweep is not None and not in_sweep:
@@ -112,6 +116,7 @@ def build(settings: "Config") -> Run:
     import torch
 
     from cadence import Trainer
+    from cadence.allocator import keep_memory
     from cadence.data import loader
     from cadence.device import resolved
     from cadence.schedule import named_schedule
@@ -119,8 +124,7 @@ def build(settings: "Config") -> Run:
     device = resolved(settings.device.name)
     _seed(settings.seed)
     torch.autograd.set_detect_anomaly(settings.trainer.detect_anomaly)
-    if settings.device.threads is not None:
-        torch.set_num_threads(settings.device.threads)
+    keep_memory(settings.device.keep_memory)
 
     own = {"batch_size", "workers", "objective"}
     data: Data = configs.build(
@@ -135,6 +139,8 @@ def build(settings: "Config") -> Run:
     if settings.device.compile:
         model.compile()
     total_samples = _total_samples(settings, data)
+    batch_size, workers = settings.data["batch_size"], settings.data.get("workers", 0)
+    _check_coupling(settings, model, objective, batch_size)
     trainer = Trainer(
         model,
         _optimizer(settings, data, model),
@@ -142,6 +148,8 @@ def build(settings: "Config") -> Run:
         settings.trainer.step_size,
         device,
         microbatch_size=settings.trainer.microbatch_size,
+        threads=settings.device.threads,
+        allow_batch_coupling=settings.trainer.allow_batch_coupling,
         precision=settings.device.precision,
         schedule=named_schedule(
             settings.schedule.name, total_samples, settings.schedule.warmup, settings.schedule.final
@@ -149,7 +157,6 @@ def build(settings: "Config") -> Run:
         clip_norm=settings.trainer.clip_norm,
         max_skipped=settings.trainer.max_skipped,
     )
-    batch_size, workers = settings.data["batch_size"], settings.data.get("workers", 0)
     pin = device.type == "cuda"
     val_loader = None
     if data.validation is not None:
@@ -158,6 +165,18 @@ def build(settings: "Config") -> Run:
         data.train, batch_size, shuffle_seed=settings.seed, workers=workers, pin_memory=pin
     )
     return Run(data, trainer, train_loader, val_loader, total_samples)
+
+
+def _check_coupling(
+    settings: "Config", model: "torch.nn.Module", objective: "Objective", batch_size: int
+) -> None:
+    """Refuse before anything is written what the trainer would refuse at its first window."""
+    from cadence.coupling import check_boundaries, coupling
+
+    size = settings.trainer.microbatch_size
+    coupled_by = coupling(model, objective)
+    if coupled_by and isinstance(size, int) and not settings.trainer.allow_batch_coupling:
+        check_boundaries(coupled_by, size, [batch_size] * settings.trainer.step_size)
 
 
 def _seed(seed: int) -> None:
@@ -236,20 +255,39 @@ def _tracked(
             "environment.json": environment(),
         },
         every=settings.track.every or max(1, share),
+        folder=folder,
         run_id=settings.track.run_id,
         parent=_parent(settings),
+        offline=settings.track.offline,
     )
 
 
-def _parent(settings: "Config") -> str | None:
-    """Return the MLflow run that groups the jobs of a plain multirun; None = it is no such job."""
+def _parent(settings: "Config") -> str | Path | None:
+    """Return the MLflow run that groups the jobs of a plain multirun; None = it is no such job.
+
+    Offline it is the multirun's folder, whose run is made on delivery.
+    """
     hydra_config = HydraConfig.get()
     if hydra_config.mode != RunMode.MULTIRUN or settings.track.run_id is not None:
         return None
     from cadence.lineage import parent_of_folder
 
-    folder = Path(hydra_config.sweep.dir)
+    folder = Path(hydra_config.sweep.dir).absolute()
+    if settings.track.offline:
+        return folder
     return parent_of_folder(settings.track.uri, settings.track.experiment, folder)
+
+
+def _redact_hydra_files() -> None:
+    """Take the passwords out of what Hydra itself has just written of the config."""
+    hydra_config = HydraConfig.get()
+    files: list[Path] = []
+    if hydra_config.output_subdir is not None:
+        written = Path(hydra_config.runtime.output_dir) / hydra_config.output_subdir
+        files += written.glob("*.yaml")
+    if hydra_config.mode == RunMode.MULTIRUN:
+        files += Path(hydra_config.sweep.dir).glob("multirun.yaml")
+    redact_files(files)
 
 
 @contextmanager
@@ -309,10 +347,13 @@ def _facts(settings: "Config", run: Run) -> dict[str, str]:
 
 def _where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") -> dict[str, str]:
     look = {"run folder": str(folder)}
-    if tracker:
+    if tracker and settings.track.offline:
+        look["MLflow run"] = f"to be delivered by python -m src.sync {folder}"
+    elif tracker:
         look["MLflow run"] = f"{tracker.run_id} in experiment {settings.track.experiment}"
         ours = settings.track.uri == f"sqlite:///{ROOT}/mlruns/mlflow.db"
-        command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {settings.track.uri}"
+        uri = redacted(settings.track.uri)
+        command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
         look["compare runs"] = "make ui" if ours else command
     return look
 

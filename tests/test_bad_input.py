@@ -18,7 +18,11 @@ REFUSED = {
     "trainer.step_size=null": f"trainer.step_size=null: {STEP_SIZE}",
     "trainer.step_size=[]": f"trainer.step_size=[]: {STEP_SIZE}",
     "trainer.microbatch_size=0": "trainer.microbatch_size=0: must be a whole number: samples per "
-    "forward and backward, at least 1; null = one mini-batch",
+    "forward and backward, at least 1; auto = the fastest that fits; null = one mini-batch",
+    "trainer.microbatch_size=fast": "trainer.microbatch_size=fast: must be a whole number: samples "
+    "per forward and backward, at least 1; auto = the fastest that fits; null = one mini-batch",
+    "device.threads=0": "device.threads=0: must be a whole number: threads of an operation, at "
+    "least 1; auto = the fastest; null = torch's choice",
     "data.batch_size=0": "data.batch_size=0: must be a whole number: samples per mini-batch, at "
     "least 1",
     "trainer.clip_norm=0": "trainer.clip_norm=0.0: must be a number: gradient norm, above 0; "

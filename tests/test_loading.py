@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from oracles import CUDA, as_a_user_calls_it, same
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from cadence.batch import rebatched
 from cadence.data import InMemoryLoader, TensorData, loader
 
 FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -191,3 +193,36 @@ def test_pinned_mini_batches_hold_the_same(kind: str, device: str) -> None:
 
     assert order(batches) == list(range(10))
     assert all(part.is_pinned() for batch in batches for part in batch)
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 9))
+def test_gathering_a_window_at_once_gives_the_same_mini_batches(
+    samples: int, batch_size: int, step_size: int
+) -> None:
+    data = TensorData(torch.arange(samples), torch.arange(samples)[:, None] * 2.0)
+    one_by_one = loader(data, batch_size, shuffle_seed=3)
+    by_window = loader(data, batch_size, shuffle_seed=3)
+    assert isinstance(by_window, InMemoryLoader)
+    by_window.set_window(step_size)
+
+    found, expected = list(by_window), list(one_by_one)
+
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+
+
+def test_a_window_gathered_at_once_is_joined_without_a_copy() -> None:
+    data = loader(TensorData(torch.arange(40), torch.rand(40, 3)), 4)
+    assert isinstance(data, InMemoryLoader)
+    data.set_window(5)
+    window = list(islice(data, 5))
+
+    (joined,) = rebatched(window, 20)
+
+    assert [part.data_ptr() for part in joined] == [part.data_ptr() for part in window[0]]
+    assert torch.equal(joined[0], torch.arange(20))
+    assert all(
+        torch.equal(part, torch.cat(column))
+        for part, column in zip(joined, zip(*window, strict=True), strict=True)
+    )

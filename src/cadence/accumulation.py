@@ -74,7 +74,8 @@ def accumulate(
         TypeError: A mini-batch is not one, or ``microbatch_size`` is not an int.
         ValueError: ``microbatch_size`` is below 1, or the objective's loss is not a 0-d tensor.
     """
-    return Accumulator(model, objective, microbatch_size, autocast=autocast, scaler=scaler)(window)
+    accumulator = Accumulator(model, objective, autocast=autocast, scaler=scaler)
+    return accumulator(window, checked_microbatch_size(microbatch_size))
 
 
 class Accumulator:
@@ -88,14 +89,12 @@ class Accumulator:
         self,
         model: nn.Module,
         objective: Objective,
-        microbatch_size: int | None = None,
         *,
         autocast: torch.dtype | None = None,
         scaler: GradScaler | None = None,
     ) -> None:
         self._model = model
         self._objective = objective
-        self._microbatch_size = checked_microbatch_size(microbatch_size)
         self._autocast = autocast
         self._scaler = scaler
         parameters = list(model.parameters())
@@ -104,7 +103,7 @@ class Accumulator:
         self._share = torch.ones((), device=self._device)
         self._share_of = 1
 
-    def __call__(self, window: Sequence[Batch]) -> Accumulated:
+    def __call__(self, window: Sequence[Batch], microbatch_size: int | None = None) -> Accumulated:
         """Accumulate one window; see `accumulate`."""
         objective, device = self._objective, self._device
         counts = [objective.items(batch) for batch in window]
@@ -113,7 +112,7 @@ class Accumulator:
             return Accumulated(torch.zeros((), device=device), items)
         half_sums = _HalfGradients(self._half)
         total_loss: Tensor | None = None
-        for microbatch in _microbatches(objective, window, counts, self._microbatch_size):
+        for microbatch in _microbatches(objective, window, counts, microbatch_size):
             with _autocast(device, self._autocast):
                 loss = objective.total_loss(self._model, moved(microbatch, device))
             if loss.dim() != 0:

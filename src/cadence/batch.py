@@ -145,7 +145,24 @@ def _joined(pieces: Sequence[Batch]) -> Batch:
     if len(pieces) == 1:
         return pieces[0]
     columns = zip(*map(tensors, pieces), strict=True)
-    return _rebuilt(pieces[0], [torch.cat(column) for column in columns])
+    return _rebuilt(pieces[0], [_one_tensor(column) for column in columns])
+
+
+def _one_tensor(parts: tuple[Tensor, ...]) -> Tensor:
+    """Return tensors as one, without a copy where they lie one after another in memory.
+
+    They do where a loader has gathered a whole window at once.
+    """
+    first = parts[0]
+    base, offset, length = first._base, first.storage_offset(), 0
+    if base is None or base.requires_grad:
+        return torch.cat(parts)
+    for part in parts:
+        if part._base is not base or part.storage_offset() != offset or not part.is_contiguous():
+            return torch.cat(parts)
+        offset += part.numel()
+        length += len(part)
+    return first.as_strided((length, *first.shape[1:]), first.stride())
 
 
 def _kind(batch: Batch) -> Hashable:

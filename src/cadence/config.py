@@ -176,9 +176,9 @@ def _words(fields: "Sequence[dataclasses.Field[Any]]") -> str:
     if metadata is None:
         return ""
     kinds = {int: "a whole number: ", float: "a number: ", bool: "true or false: "}
-    kind = kinds.get(_plain_type(fields[0].type), "")
-    null = f"; null = {metadata['null']}" if metadata["null"] else ""
-    return ", ".join([kind + metadata["unit"], *_limits(metadata)]) + null
+    kind = "a whole number: " if metadata["auto"] else kinds.get(_plain_type(fields[0].type), "")
+    words = [f"; {word} = {metadata[word]}" for word in ("auto", "null") if metadata[word]]
+    return ", ".join([kind + metadata["unit"], *_limits(metadata)]) + "".join(words)
 
 
 def _plain_type(declared: Any) -> type:
@@ -206,6 +206,8 @@ def _check_limits(node: Any, prefix: str) -> None:
 
 
 def _within(value: Any, limits: Mapping[str, Any]) -> bool:
+    if limits["auto"] and (isinstance(value, bool) or not isinstance(value, int)):
+        return bool(value == "auto")
     return (
         (limits["at_least"] is None or value >= limits["at_least"])
         and (limits["above"] is None or value > limits["above"])

@@ -1,5 +1,8 @@
 """Where a run computes and in which precision."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.amp import GradScaler
 
@@ -67,3 +70,14 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 def grad_scaler(precision: str, device: torch.device) -> GradScaler | None:
     """Return the loss scale that float16 needs, on any device; None for the others."""
     return GradScaler(device.type) if precision == "fp16" else None
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """Give torch back, in the end, the number of threads that it had."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)

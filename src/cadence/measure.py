@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cadence.accumulation import HALF
+from cadence.allocator import give_back
 from cadence.batch import Batch, moved, sample_count
 from cadence.objectives import Objective, ReportsTotals
 
@@ -48,16 +49,18 @@ class Stopwatch:
         """Start the next window's time now: what came before it (an evaluation) is not its own."""
         self.mark = perf_counter()
 
-    def window(self, samples: int) -> None:
-        """End a window of that many samples, and start the next.
+    def window(self, samples: int) -> float:
+        """End a window of that many samples, start the next, and return the seconds it took.
 
         The device has nothing left to do but the optimizer's step, whose tail falls to the next
         window: the update has just read the loss from it.
         """
         now = perf_counter()
         self._samples.append(samples)
-        self._seconds.append(now - self.mark)
+        seconds = now - self.mark
+        self._seconds.append(seconds)
         self.mark = now
+        return seconds
 
     def throughput(self) -> Throughput:
         """Return the throughput of the windows so far, without the warm-up."""
@@ -74,8 +77,8 @@ class PeakMemory:
     """The most memory a run takes, counted from where it starts.
 
     On CUDA it is what torch's allocator held; elsewhere the process's resident set above the start,
-    which what is built before (the model, the data in memory) does not count in, nor what reuses
-    memory that an earlier run in the same process left to the allocator.
+    in which what is built before (the model, the data in memory) does not count. Memory that an
+    earlier run in the same process left to the allocator is given back first.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -84,6 +87,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._start = torch.cuda.memory_allocated(device)
         else:
+            give_back()
             with contextlib.suppress(OSError):  # not Linux, or forbidden: the peak stays older
                 Path("/proc/self/clear_refs").write_text("5")
             self._start = _peak_resident_bytes()

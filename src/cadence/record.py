@@ -74,15 +74,19 @@ class Record:
         self._total_loss = 0.0
         self._stopwatch.resume()
 
-    def window(self, clock: Clock, samples: int, items: int, outcome: Outcome) -> None:
-        """Take in a window that has just ended; ``clock`` already counts it."""
-        self._stopwatch.window(samples)
+    def window(self, clock: Clock, samples: int, items: int, outcome: Outcome) -> float:
+        """Take in a window that has just ended, and return the seconds it took.
+
+        ``clock`` already counts it.
+        """
+        seconds = self._stopwatch.window(samples)
         self._windows += 1
         if outcome.applied:
             self._items += items
             self._total_loss += outcome.loss * items
         for observer in self._observers:
             observer.window(clock, outcome)
+        return seconds
 
     def evaluation(self, clock: Clock, evaluation: Evaluation) -> None:
         """Take in an evaluation that has just ended; its time counts for no window."""

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 def setting(
     unit: str, *, at_least: float | None = None, above: float | None = None,
-    below: float | None = None, choices: Sequence[str] = (), null: str = "",
+    below: float | None = None, choices: Sequence[str] = (), null: str = "", auto: str = "",
 ) -> Any:  # fmt: skip
     """Return a dataclass field whose value comes from YAML.
 
@@ -23,9 +23,10 @@ def setting(
         below: A value just too large; None = any.
         choices: The values allowed; empty = any.
         null: What null means, where it is allowed.
+        auto: What auto means, where it is allowed beside whole numbers.
     """
     limits = {"at_least": at_least, "above": above, "below": below, "choices": tuple(choices)}
-    return field(default=MISSING, metadata={"unit": unit, "null": null, **limits})
+    return field(default=MISSING, metadata={"unit": unit, "null": null, "auto": auto, **limits})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,8 +34,14 @@ class TrainerConfig:
     """How a run trains."""
 
     step_size: int = setting("mini-batches per update", at_least=1)
-    microbatch_size: int | None = setting(
-        "samples per forward and backward", at_least=1, null="one mini-batch"
+    microbatch_size: Any = setting(
+        "samples per forward and backward",
+        at_least=1,
+        null="one mini-batch",
+        auto="the fastest that fits",
+    )
+    allow_batch_coupling: bool = setting(
+        "whether micro-batches may split mini-batches whose samples are coupled"
     )
     max_epochs: int | None = setting("epochs", at_least=1, null="no such limit")
     max_samples: int | None = setting("samples", at_least=1, null="no such limit")
@@ -53,7 +60,10 @@ class DeviceConfig:
     precision: str = setting("arithmetic", choices=("fp32", "bf16", "fp16"))
     compile: bool = setting("whether torch.compile translates the model")
     channels_last: bool = setting("whether images lie in memory channel by channel")
-    threads: int | None = setting("threads of an operation", at_least=1, null="torch's choice")
+    threads: Any = setting(
+        "threads of an operation", at_least=1, null="torch's choice", auto="the fastest"
+    )
+    keep_memory: bool = setting("whether freed memory is kept for the next pass (Linux, CPU)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -201,6 +211,7 @@ class TrackConfig:
         "samples between logged points of train/*", at_least=1, null="a hundredth of the run"
     )
     run_id: str | None = setting("MLflow run to take over", null="a new one")
+    offline: bool = setting("whether MLflow is left alone until python -m src.sync delivers")
 
 
 @dataclass(kw_only=True, slots=True)

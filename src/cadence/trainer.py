@@ -5,17 +5,17 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from cadence import device as devices
-from cadence.accumulation import Accumulator, checked_microbatch_size
 from cadence.batch import Batch, first_samples, sample_count
 from cadence.clock import Clock, Limits
 from cadence.measure import Evaluation, evaluate
 from cadence.objectives import Objective
+from cadence.passes import Passes
 from cadence.record import Fitted, Observer, Record
 from cadence.schedule import Schedule, constant
+from cadence.tuning import Auto
 from cadence.update import Update, stop_if_diverged
 from cadence.window import DEFAULT_STEP_SIZE, checked_step_size, windows
 
@@ -31,7 +31,12 @@ class Trainer:
         objective: See `cadence.objectives`.
         step_size: Mini-batches per update, at least 1. It can be read and set between epochs.
         device: ``auto`` (CUDA, else MPS, else CPU), or any torch device.
-        microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch.
+        microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
+            ``auto`` = the fastest, measured while training, so two runs may differ by rounding.
+        threads: Threads of an operation on the CPU while training, at least 1; None = as torch has
+            it; ``auto`` = the fastest number up to that, measured while training.
+        allow_batch_coupling: Whether micro-batches may split and join mini-batches even where that
+            changes what is trained, as with BatchNorm.
         precision: ``fp32`` (the parameters' own dtype), or autocast in ``bf16`` or ``fp16``.
         schedule: The factor on the learning rates by samples; see `cadence.schedule`.
         clip_norm: The largest gradient norm, above 0; None = any.
@@ -49,24 +54,30 @@ class Trainer:
         step_size: int = DEFAULT_STEP_SIZE,
         device: str | torch.device = "auto",
         *,
-        microbatch_size: int | None = None,
+        microbatch_size: int | Auto | None = None,
+        threads: int | Auto | None = None,
+        allow_batch_coupling: bool = False,
         precision: str = "fp32",
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
         max_skipped: int = 20,
     ) -> None:
         self.step_size = step_size
-        self.microbatch_size = checked_microbatch_size(microbatch_size)
         self.device = devices.resolved(device)
         self.model = model.to(self.device)
         self.optimizer = optimizer
         self.objective = objective
         self.clock = Clock()
-        if microbatch_size is not None:
-            _warn_of_coupled_samples(model, objective)
         self._max_skipped = max_skipped
         self._autocast = devices.autocast_dtype(precision, self.device)
         self._scaler = devices.grad_scaler(precision, self.device)
+        self._passes = Passes(
+            microbatch_size,
+            threads,
+            allow_batch_coupling=allow_batch_coupling,
+            autocast=self._autocast,
+            scaler=self._scaler,
+        )
         self._record = Record(self.device, ())
         self._update = Update(
             optimizer,
@@ -84,6 +95,7 @@ class Trainer:
     def step_size(self, step_size: int) -> None:
         self._step_size = checked_step_size(step_size)
 
+    @devices.restored_threads()
     def fit(
         self,
         train_loader: Iterable[Batch],
@@ -101,7 +113,8 @@ class Trainer:
 
         Args:
             train_loader: Yields the mini-batches of an epoch each time it is iterated. Where it,
-                its sampler or its batch sampler has ``set_epoch``, it is told the epoch before.
+                its sampler or its batch sampler has ``set_epoch``, it is told the epoch before,
+                and where it has ``set_window``, the step_size.
             val_loader: The held-out mini-batches; None = no evaluation.
             epochs: Epochs to train in this call, at least 1; None = no such limit.
             max_samples: Samples to train on in this call, met exactly: the last mini-batch is cut
@@ -115,33 +128,32 @@ class Trainer:
             What the run came to.
 
         Raises:
-            ValueError: No limit is given, or an epoch has no mini-batch.
+            ValueError: No limit is given, an epoch has no mini-batch, or ``microbatch_size`` would
+                split what couples its samples.
             DivergedError: Too many updates in a row were refused.
+            DoesNotFitError: A single sample does not fit into memory.
         """
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
         self._record = record = Record(self.device, observers)
         _warn_of_short_epochs(train_loader, self.step_size)
         self.model.train()
-        accumulate = Accumulator(
-            self.model,
-            self.objective,
-            self.microbatch_size,
-            autocast=self._autocast,
-            scaler=self._scaler,
-        )
+        self._passes.begin(self.model, self.objective)
+        self.optimizer.zero_grad()
         while not limits.reached(self.clock):
-            _announce_epoch(train_loader, self.clock.epoch)
+            _tell(train_loader, "set_epoch", self.clock.epoch)
+            _tell(train_loader, "set_window", self.step_size)
             minibatches = first_samples(train_loader, limits.samples_left(self.clock))
             record.begin_epoch()
             for window in windows(minibatches, self.step_size):
-                accumulated = accumulate(window)
+                accumulated = self._passes(window, self.step_size)
                 samples = sum(map(sample_count, window))
                 outcome = self._update.apply(accumulated, self.clock, samples)
                 before = self.clock
                 self.clock = before.after_window(
                     len(window), samples, accumulated.items, outcome.applied
                 )
-                record.window(self.clock, samples, accumulated.items, outcome)
+                seconds = record.window(self.clock, samples, accumulated.items, outcome)
+                self._passes.took(seconds, samples)
                 stop_if_diverged(self.clock, outcome, self._max_skipped)
                 if evaluate_every and self.clock.passed(evaluate_every, since=before):
                     self._evaluate(val_loader, record)
@@ -157,11 +169,12 @@ class Trainer:
     @property
     def fitted(self) -> Fitted:
         """What the present or last call of `fit` has come to so far, however it ended."""
-        return self._record.fitted(self.clock, self.step_size, self.microbatch_size)
+        return self._record.fitted(self.clock, self.step_size, self._passes.microbatch_size)
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
         """Return the model's means over all items of some mini-batches; see `cadence.measure`."""
-        return evaluate(self.model, self.objective, minibatches, self.device, self._autocast)
+        fitting = self._passes.fitting(minibatches)
+        return evaluate(self.model, self.objective, fitting, self.device, self._autocast)
 
     def _evaluate(self, val_loader: Iterable[Batch] | None, record: Record) -> None:
         if val_loader is not None and not record.has_evaluated(self.clock):
@@ -169,24 +182,13 @@ class Trainer:
             record.show(self.clock, self.fitted)
 
 
-def _announce_epoch(loader: Iterable[Batch], epoch: int) -> None:
-    """Tell whoever shuffles which epoch begins, as torch's DistributedSampler wants to be told."""
-    shufflers = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-    for shuffler in shufflers:
-        set_epoch = getattr(shuffler, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
-
-
-def _warn_of_coupled_samples(model: nn.Module, objective: Objective) -> None:
-    norms = [type(module).__name__ for module in model.modules() if isinstance(module, _BatchNorm)]
-    if norms or getattr(objective, "couples_samples", False):
-        coupling = norms[0] if norms else type(objective).__name__
-        log.warning(
-            "%s couples the samples of a micro-batch, so trainer.microbatch_size changes what is "
-            "trained; null keeps the mini-batches as they are",
-            coupling,
-        )
+def _tell(loader: Iterable[Batch], method: str, number: int) -> None:
+    """Call a method of whatever has it: torch's DistributedSampler wants ``set_epoch``."""
+    listeners = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    for listener in listeners:
+        told = getattr(listener, method, None)
+        if told is not None:
+            told(number)
 
 
 def _warn_of_short_epochs(loader: Iterable[Batch], step_size: int) -> None:

@@ -26,7 +26,7 @@ class EpochOrder(Sampler[Any]):
 
     def __init__(self, samples: int, batch_size: int, seed: int | None) -> None:
         self._samples = samples
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._seed = seed
         self._epoch = 0
 
@@ -39,13 +39,13 @@ class EpochOrder(Sampler[Any]):
         for indices in self.tensors():
             yield indices.tolist()
 
-    def tensors(self) -> Iterator[Int[Tensor, " samples"]]:
-        """Yield the indices of each mini-batch as one tensor."""
-        yield from torch.split(self._order(), self._batch_size)
+    def tensors(self, minibatches: int = 1) -> Iterator[Int[Tensor, " samples"]]:
+        """Yield the indices of that many mini-batches at a time as one tensor."""
+        yield from torch.split(self._order(), self.batch_size * minibatches)
 
     def __len__(self) -> int:
         """Return the mini-batches in an epoch."""
-        return -(-self._samples // self._batch_size)
+        return -(-self._samples // self.batch_size)
 
     def _order(self) -> Int[Tensor, " samples"]:
         if self._seed is None:
@@ -59,19 +59,31 @@ class EpochOrder(Sampler[Any]):
 class InMemoryLoader(DataLoader[Samples]):
     """A DataLoader over tensors that gathers each mini-batch with one index operation.
 
-    It is iterated in this process; a worker would only add the price of handing tensors over.
+    It is iterated in this process; a worker would only add the price of handing tensors over. Told
+    the window's size, it gathers the mini-batches of a whole window with one operation.
     """
 
     def __init__(self, data: TensorData, order: EpochOrder, *, pin_memory: bool) -> None:
         super().__init__(data, batch_sampler=order, pin_memory=pin_memory)
         self._data = data
         self._order = order
+        self._at_once = 1
+
+    def set_window(self, step_size: int) -> None:
+        """Gather that many mini-batches at a time, from the next epoch on."""
+        self._at_once = step_size
 
     def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
         """Yield the mini-batches of the epoch that was last set."""
-        for indices in self._order.tensors():
-            batch = self._data.gathered(indices)
-            yield tuple(part.pin_memory() for part in batch) if self.pin_memory else batch
+        for indices in self._order.tensors(self._at_once):
+            window = self._data.gathered(indices)
+            if self.pin_memory:
+                window = tuple(part.pin_memory() for part in window)
+            if self._at_once == 1:
+                yield window
+            else:
+                split = [torch.split(part, self._order.batch_size) for part in window]
+                yield from zip(*split, strict=True)
 
 
 def loader(

@@ -28,7 +28,9 @@ class TensorData(Dataset[Samples]):
 
     Args:
         tensors: At least one tensor; a mini-batch is a tuple of a row range of each.
-        prepare: Applied to every mini-batch as it is gathered, as to widen bytes; None = nothing.
+        prepare: Applied to the samples that are gathered at once, one mini-batch or a window of
+            them, as to widen bytes; what it does to a sample must not depend on the others.
+            None = nothing.
 
     Raises:
         ValueError: There is no tensor, or their lengths differ.

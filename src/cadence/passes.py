@@ -1,0 +1,103 @@
+"""How a window's forward and backward passes are run: fast, within memory, and never re-splitting
+what must stay together.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.amp import GradScaler
+
+from cadence.accumulation import Accumulated, Accumulator, checked_microbatch_size
+from cadence.batch import Batch, sample_count
+from cadence.coupling import check_boundaries, coupling
+from cadence.objectives import Objective
+from cadence.recovery import FittingAccumulator, MemoryLimit, split_to_fit
+from cadence.tuning import Auto, Tuner
+
+log = logging.getLogger(__name__)
+
+
+class Passes:
+    """Runs one window after another, and learns how to run the next.
+
+    Args:
+        microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
+            ``auto`` = the fastest that fits, found while training.
+        threads: Threads of an operation on the CPU, at least 1; None = as torch has it; ``auto`` =
+            the fastest number up to that.
+        allow_batch_coupling: Whether mini-batches may be split and joined even where that changes
+            what is trained; see `cadence.coupling`.
+        autocast: As in `cadence.accumulate`.
+        scaler: As in `cadence.accumulate`.
+
+    Raises:
+        TypeError, ValueError: ``microbatch_size`` is not possible.
+    """
+
+    def __init__(
+        self,
+        microbatch_size: int | Auto | None,
+        threads: int | Auto | None,
+        *,
+        allow_batch_coupling: bool,
+        autocast: torch.dtype | None,
+        scaler: GradScaler | None,
+    ) -> None:
+        fixed = None if microbatch_size == "auto" else microbatch_size
+        self.microbatch_size: int | None = checked_microbatch_size(fixed)
+        """Samples per forward and backward of the last window; None = one mini-batch."""
+        self._is_auto = microbatch_size == "auto"
+        self._allow_batch_coupling = allow_batch_coupling
+        self._autocast, self._scaler = autocast, scaler
+        self._limit = MemoryLimit()
+        self._tuner = Tuner(microbatch_size, threads, self._limit)
+        self._coupled_by: str | None = None
+
+    def begin(self, model: nn.Module, objective: Objective) -> None:
+        """Take a model as it is now, with its parameters, buffers and modes.
+
+        Args:
+            model: The model, on its device.
+            objective: What to count and sum.
+        """
+        self._coupled_by = None if self._allow_batch_coupling else coupling(model, objective)
+        if self._coupled_by is not None and self._is_auto:
+            log.warning(
+                "trainer.microbatch_size=auto: %s couples the samples of a mini-batch, so the "
+                "mini-batches stay as they are; trainer.allow_batch_coupling=true accepts other "
+                "boundaries",
+                self._coupled_by,
+            )
+            self._tuner.keep_minibatches()
+        accumulate = Accumulator(model, objective, autocast=self._autocast, scaler=self._scaler)
+        self._accumulate = FittingAccumulator(
+            accumulate, model, self._limit, splits=self._coupled_by is None
+        )
+
+    def __call__(self, window: Sequence[Batch], step_size: int) -> Accumulated:
+        """Run a window; see `cadence.accumulate`. ``.grad`` must be empty before.
+
+        Args:
+            window: The mini-batches of one update.
+            step_size: The mini-batches of a full window.
+
+        Raises:
+            ValueError: The micro-batch size would split or join mini-batches that must not be.
+            DoesNotFitError: Not even one sample fits into memory.
+        """
+        size = self._tuner.choose(window, step_size).microbatch_size
+        if self._coupled_by is not None and size is not None:
+            check_boundaries(self._coupled_by, size, map(sample_count, window))
+        accumulated = self._accumulate(window, size)
+        self.microbatch_size = self._accumulate.size
+        return accumulated
+
+    def took(self, seconds: float, samples: int) -> None:
+        """Learn from the time of the last window, update included."""
+        self._tuner.took(seconds, samples, self.microbatch_size)
+
+    def fitting(self, minibatches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield held-out mini-batches, split where one is larger than what is known to fit."""
+        return split_to_fit(minibatches, self._limit)

@@ -1,0 +1,203 @@
+"""A window whose micro-batch does not fit into memory is undone, and run again by smaller ones.
+
+The window contract makes this possible: its gradient does not depend on the micro-batch's size.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from cadence.accumulation import Accumulated, Accumulator
+from cadence.batch import Batch, rebatched, sample_count, tensors
+
+log = logging.getLogger(__name__)
+
+_REFUSALS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "std::bad_alloc",
+    "CUDA out of memory",
+    "MPS backend out of memory",
+)
+"""What torch's messages of an allocation that failed hold."""
+
+_BYTES = re.compile(r"(\d+) bytes|allocate ([\d.]+ [KMGT]iB)")
+
+
+class DoesNotFitError(MemoryError):
+    """A single sample's forward and backward does not fit into memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
+
+
+class MemoryLimit:
+    """The largest micro-batch that is known to fit, learned from those that did not.
+
+    It is kept in numbers (the elements of a micro-batch's tensors), so that shorter inputs may have
+    more samples in one.
+    """
+
+    def __init__(self) -> None:
+        self._elements: int | None = None
+
+    def within(self, minibatches: Sequence[Batch], size: int | None) -> int | None:
+        """Return a micro-batch size that may fit: ``size`` itself, or the largest allowed.
+
+        Args:
+            minibatches: What is to be run.
+            size: Samples per forward and backward; None = one mini-batch.
+
+        Returns:
+            Samples per forward and backward; None = one mini-batch, of which each may fit.
+        """
+        if self._elements is None:
+            return size
+        samples = max(map(sample_count, minibatches))
+        per_sample = max(map(_elements_per_sample, minibatches))
+        most = max(1, self._elements // max(1, per_sample))
+        if size is None:
+            return None if samples <= most else most
+        return min(size, most)
+
+    def lower(
+        self, minibatches: Sequence[Batch], size: int | None, error: str, splits: bool = True
+    ) -> None:
+        """Learn that a micro-batch did not fit.
+
+        Args:
+            minibatches: What was run.
+            size: The samples per forward and backward that did not fit; None = one mini-batch.
+            error: What the allocator said.
+            splits: Whether mini-batches may be split.
+
+        Raises:
+            DoesNotFitError: There is nothing smaller to try.
+        """
+        total = sum(map(sample_count, minibatches))
+        samples = max(map(sample_count, minibatches)) if size is None else min(size, total)
+        asked = _BYTES.search(error)
+        what = "" if asked is None else f" ({asked[0]} asked for)"
+        if samples <= 1 or not splits:
+            cannot = "" if splits else ", and what couples its samples keeps it from being split"
+            raise DoesNotFitError(
+                f"a forward and backward of {samples} sample{'s' * (samples != 1)} does not fit "
+                f"into memory{what}{cannot}; try a smaller model, shorter inputs, "
+                f"{'' if splits else 'a smaller data.batch_size, '}or device.precision=bf16"
+            )
+        half = samples // 2
+        self._elements = half * max(map(_elements_per_sample, minibatches))
+        log.warning(
+            "%d samples per forward and backward do not fit into memory%s; at most %d from here "
+            "on, with the same gradient",
+            samples,
+            what,
+            half,
+        )
+
+
+class FittingAccumulator:
+    """`cadence.accumulation.Accumulator` that goes on by smaller micro-batches out of memory.
+
+    What a failed try left behind is undone: gradients, torch's random state on the host and the
+    model's device, and the model's buffers, such as running means. So the weights are those of a
+    run that never failed. ``.grad`` must be empty before each window.
+
+    Args:
+        accumulate: What runs a window.
+        model: The model it runs.
+        limit: What is known to fit; it learns from what does not.
+        splits: Whether mini-batches may be split.
+    """
+
+    def __init__(
+        self, accumulate: Accumulator, model: nn.Module, limit: MemoryLimit, *, splits: bool
+    ) -> None:
+        self._accumulate = accumulate
+        self._limit = limit
+        self._splits = splits
+        self._undo = _Undo(model)
+        self.size: int | None = None
+        """Samples per forward and backward of the last window; None = one mini-batch."""
+
+    def __call__(self, window: Sequence[Batch], size: int | None) -> Accumulated:
+        """Accumulate one window.
+
+        Args:
+            window: Its mini-batches.
+            size: Samples per forward and backward; None = one mini-batch.
+
+        Raises:
+            DoesNotFitError: Not even one sample fits.
+        """
+        while True:
+            self.size = self._limit.within(window, size)
+            self._undo.mark()
+            try:
+                accumulated = self._accumulate(window, self.size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                refused = str(error)
+            else:
+                self._undo.keep()
+                return accumulated
+            # Only here has the error let go of the failed pass and its tensors.
+            self._undo.back()
+            self._limit.lower(window, self.size, refused, self._splits)
+
+
+def split_to_fit(minibatches: Iterable[Batch], limit: MemoryLimit) -> Iterator[Batch]:
+    """Yield mini-batches, split where one is larger than what is known to fit."""
+    for batch in minibatches:
+        size = limit.within((batch,), None)
+        if size is None:
+            yield batch
+        else:
+            yield from rebatched((batch,), size)
+
+
+class _Undo:
+    """What a window changes before its update, so that it can be changed back.
+
+    Only buffers that the first window wrote to are copied for the ones after it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = list(model.parameters())
+        device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+        self._buffers = list(model.buffers())
+        self._buffers_are_sifted = False
+
+    def mark(self) -> None:
+        self._random = torch.get_rng_state()
+        if self._accelerator is not None:
+            self._accelerator_random = self._accelerator.get_rng_state()
+        self._copies = [(buffer, buffer.clone(), buffer._version) for buffer in self._buffers]
+
+    def keep(self) -> None:
+        if not self._buffers_are_sifted:
+            self._buffers = [buffer for buffer, _, was in self._copies if buffer._version != was]
+            self._buffers_are_sifted = True
+
+    def back(self) -> None:
+        torch.set_rng_state(self._random)
+        if self._accelerator is not None:
+            self._accelerator.set_rng_state(self._accelerator_random)
+            self._accelerator.empty_cache()
+        with torch.no_grad():
+            for buffer, copy, _ in self._copies:
+                buffer.copy_(copy)
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+def _elements_per_sample(batch: Batch) -> int:
+    return sum(part[:1].numel() for part in tensors(batch))

@@ -1,0 +1,205 @@
+"""Which micro-batch size and how many threads are fastest, found while training.
+
+The window contract leaves both free: they change when a window is done, not what it gives. So each
+try is a real update, and nothing is thrown away. Times are only compared with those of the windows
+beside them, because a shared machine is twice as fast in one minute as in the next.
+"""
+
+import logging
+import math
+from collections.abc import Generator, Hashable, Iterable, Sequence
+from statistics import median
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+
+from cadence.batch import Batch, sample_count, tensors
+from cadence.recovery import MemoryLimit
+
+log = logging.getLogger(__name__)
+
+Auto: TypeAlias = Literal["auto"]
+
+GIVE_UP = 1.25
+"""A candidate that takes so many times as long as the best ends the search on its side."""
+
+NEAR = 1.1
+"""A candidate that takes less than so many times as long as the best goes into the last rounds."""
+
+ROUNDS = 5
+"""Last rounds, in which the candidates take turns with what there was before."""
+
+GAIN = 0.03
+"""The share of a window's time that a change must save."""
+
+
+class Setting(NamedTuple):
+    """What a window is run with."""
+
+    microbatch_size: int | None
+    """Samples per forward and backward; None = one mini-batch."""
+    threads: int
+    """Threads of an operation on the CPU."""
+
+    def __str__(self) -> str:
+        """Return it as a log names it."""
+        size = "null" if self.microbatch_size is None else self.microbatch_size
+        return f"microbatch_size={size} threads={self.threads}"
+
+
+Search: TypeAlias = Generator[Setting, float, Setting]
+"""Yields what to try next, is sent the seconds per sample it took, returns the fastest."""
+
+
+class Tuner:
+    """Chooses what each window is run with, and learns from the time that it took.
+
+    Args:
+        microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
+            ``auto`` = the fastest that fits.
+        threads: Threads of an operation on the CPU, at least 1; None = as torch has it; ``auto`` =
+            the fastest number up to that.
+        limit: What fits into memory.
+    """
+
+    def __init__(
+        self, microbatch_size: int | Auto | None, threads: int | Auto | None, limit: MemoryLimit
+    ) -> None:
+        self._tunes_size = microbatch_size == "auto"
+        self._tunes_threads = threads == "auto"
+        self._limit = limit
+        self._start = Setting(
+            microbatch_size if isinstance(microbatch_size, int) else None,
+            threads if isinstance(threads, int) else torch.get_num_threads(),
+        )
+        self._chosen: dict[Hashable, Setting] = {}
+        self._search: Search | None = None
+        self._searched: Hashable = None
+        self.setting = self._start
+        """What the last window was run with, or the first will be."""
+
+    def keep_minibatches(self) -> None:
+        """Try no other micro-batch size than one mini-batch."""
+        self._tunes_size = False
+
+    def choose(self, window: Sequence[Batch], step_size: int) -> Setting:
+        """Return what to run a window with, and set torch's threads to it.
+
+        Args:
+            window: The mini-batches of one update.
+            step_size: Mini-batches per update; a window of fewer tells nothing of the others.
+        """
+        self.setting = self._next(window, step_size)
+        if torch.get_num_threads() != self.setting.threads:
+            torch.set_num_threads(self.setting.threads)
+        return self.setting
+
+    def took(self, seconds: float, samples: int, used: int | None) -> None:
+        """Learn from the window that was last chosen for.
+
+        Args:
+            seconds: The time it took, update included.
+            samples: The samples in it.
+            used: The micro-batch size it ended with; another than the chosen one did not fit.
+        """
+        if self._search is None or not self._was_tried:
+            return
+        if used != self.setting.microbatch_size:
+            self._search = None  # what fits has changed: begin anew
+            return
+        try:
+            self._tried = self._search.send(seconds / samples)
+        except StopIteration as end:
+            self._chosen[self._searched] = end.value
+            self._search = None
+            log.info("auto: %s is the fastest", end.value)
+
+    def _next(self, window: Sequence[Batch], step_size: int) -> Setting:
+        self._was_tried = False
+        if not (self._tunes_size or self._tunes_threads):
+            return self._start
+        condition = step_size, _magnitude(window[0])
+        if condition in self._chosen:
+            return self._chosen[condition]
+        if len(window) < step_size:
+            return self._start
+        if self._search is None or condition != self._searched:
+            self._searched = condition
+            self._search = self._searching(window)
+            self._tried = next(self._search)
+        self._was_tried = True
+        return self._tried
+
+    def _searching(self, window: Sequence[Batch]) -> Search:
+        best = self._start
+        if self._tunes_size:
+            best = best._replace(microbatch_size=self._limit.within(window, None))
+            ladders = [
+                [best._replace(microbatch_size=size) for size in sizes if self._fits(window, size)]
+                for sizes in _sizes(window, best.microbatch_size)
+            ]
+            best = yield from _fastest(best, ladders, settle=0)
+        if self._tunes_threads:
+            fewer = [best._replace(threads=count) for count in _halves(best.threads)]
+            # Threads that were just started or let go disturb the window they are used in.
+            best = yield from _fastest(best, [fewer], settle=1)
+        return best
+
+    def _fits(self, window: Sequence[Batch], size: int) -> bool:
+        return self._limit.within(window, size) == size
+
+
+def _fastest(base: Setting, ladders: Iterable[Sequence[Setting]], settle: int) -> Search:
+    """Climb each ladder from the base while that pays, then let the best take turns."""
+    ratios = {base: 1.0}
+    for ladder in ladders:
+        best = 1.0
+        for candidate in ladder:
+            rounds = yield from _rounds(base, [candidate], 2, settle)
+            ratios[candidate] = min(rounds[candidate]) / min(rounds[base])
+            best = min(best, ratios[candidate])
+            if ratios[candidate] > GIVE_UP * best:
+                break
+    log.info("auto: %s", ", ".join(f"{each} {ratio:.2f}x" for each, ratio in ratios.items()))
+    del ratios[base]
+    limit = NEAR * min([1.0, *ratios.values()])
+    last = [candidate for candidate, ratio in ratios.items() if ratio < limit]
+    rounds = yield from _rounds(base, last, ROUNDS, settle)
+    scores = {
+        each: median(map(lambda one, other: one / other, rounds[each], rounds[base]))
+        for each in last
+    }
+    fastest = min(scores, key=scores.__getitem__, default=base)
+    return fastest if scores.get(fastest, 1.0) < 1 - GAIN else base
+
+
+def _rounds(
+    base: Setting, candidates: Sequence[Setting], count: int, settle: int
+) -> Generator[Setting, float, dict[Setting, list[float]]]:
+    """Let the candidates and the base take turns; return each one's seconds per sample."""
+    seconds: dict[Setting, list[float]] = {each: [] for each in (*candidates, base)}
+    for _ in range(count if candidates else 0):
+        for each, taken in seconds.items():
+            for _ in range(settle):
+                yield each
+            taken.append((yield each))
+    return seconds
+
+
+def _sizes(window: Sequence[Batch], fits: int | None) -> tuple[list[int], list[int]]:
+    """Return the sizes above a mini-batch, up to the whole window, and those below it."""
+    minibatch = max(map(sample_count, window))
+    if fits is not None:
+        return [], _halves(fits)
+    whole = minibatch * len(window)
+    doublings = range(1, math.ceil(math.log2(len(window))) + 1)
+    return [min(minibatch << times, whole) for times in doublings], _halves(minibatch)
+
+
+def _halves(number: int) -> list[int]:
+    return [number >> times for times in range(1, number.bit_length())]
+
+
+def _magnitude(batch: Batch) -> int:
+    """Return how large a sample is, by powers of two."""
+    return sum(part[:1].numel() for part in tensors(batch)).bit_length()

@@ -1,0 +1,59 @@
+"""Kept memory: what it saves, and that a run's peak is measured as if there were none."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+GLIBC = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
+
+needs_glibc = pytest.mark.skipif(not GLIBC, reason="needs Linux with glibc, whose switch it is")
+
+FAULTS = """
+import resource, torch
+from cadence.allocator import keep_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(12_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+pages = 12_000_000 * 4 // 4096
+given_back = faults()
+assert keep_memory(True)
+faults()
+kept = faults()
+assert keep_memory(False)
+print(given_back > 10 * pages, kept < pages, faults() > 10 * pages)
+"""
+
+PEAKS = """
+import torch
+from cadence.allocator import keep_memory
+from cadence.measure import PeakMemory
+
+keep_memory(True)
+for _ in range(3):
+    peak = PeakMemory(torch.device("cpu"))
+    block = torch.ones(100, 2**18)
+    del block
+    print(round(peak.mib() / 100, 1))
+"""
+
+
+def printed(code: str) -> str:
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@needs_glibc
+def test_kept_memory_is_not_faulted_in_again_until_it_is_turned_off() -> None:
+    assert printed(FAULTS) == "True True True\n"
+
+
+@needs_glibc
+def test_each_run_of_a_process_measures_its_own_peak_although_memory_is_kept() -> None:
+    assert printed(PEAKS) == "1.0\n1.0\n1.0\n"

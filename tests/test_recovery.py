@@ -1,0 +1,228 @@
+"""Out of memory: what did not fit is undone, and smaller micro-batches give the same weights."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from oracles import CUDA, Pair, cut, regression_pair, relative_error, same, weights
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from cadence import Trainer
+from cadence.batch import Batch, sample_count
+from cadence.objectives import Regression
+from cadence.recovery import DoesNotFitError, MemoryLimit, is_out_of_memory
+
+SAID = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+class Small(Regression):
+    """A loss for which memory suffices up to some samples, and fails after the forward."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.sizes: list[int] = []
+
+    def total_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        total_loss = super().total_loss(model, batch)
+        if sample_count(batch) > self.most:
+            raise RuntimeError(SAID)
+        self.sizes.append(sample_count(batch))
+        return total_loss
+
+
+class Restless(nn.Module):
+    """A model with random numbers in its forward, and a buffer that every forward changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1).double()
+        self.register_buffer("forwards", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.forwards += 1
+        return self.layer(nn.functional.dropout(inputs, 0.5))
+
+
+def trained(
+    model: nn.Module, most: int, sizes: list[int], **settings: Any
+) -> tuple[Trainer, Small]:
+    objective = Small(most)
+    torch.manual_seed(1)
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.05), objective, 3, "cpu", **settings)
+    trainer.fit(cut(regression_pair(sum(sizes)), sizes), epochs=2)
+    return trainer, objective
+
+
+def copies(count: int, make: Any = lambda: nn.Linear(3, 1).double()) -> list[nn.Module]:
+    models = []
+    for _ in range(count):
+        torch.manual_seed(0)
+        models.append(make())
+    return models
+
+
+def test_a_window_that_does_not_fit_is_run_again_by_halves_with_the_same_gradient() -> None:
+    free, tight = copies(2)
+
+    trained(free, most=100, sizes=[8, 8, 8, 8])
+    _, objective = trained(tight, most=5, sizes=[8, 8, 8, 8])
+
+    assert relative_error(weights(tight), weights(free)) < 1e-12
+    assert set(objective.sizes) == {4}
+
+
+def test_the_weights_are_bitwise_those_of_a_run_that_used_the_smaller_size_from_the_start() -> None:
+    surprised, warned = copies(2, Restless)
+
+    trained(surprised, most=4, sizes=[2, 8, 8, 8])
+    trained(warned, most=4, sizes=[2, 8, 8, 8], microbatch_size=4)
+
+    assert same(weights(surprised), weights(warned))
+    assert torch.equal(surprised.get_buffer("forwards"), warned.get_buffer("forwards"))
+
+
+def test_what_fits_is_remembered(caplog: pytest.LogCaptureFixture) -> None:
+    (model,) = copies(1)
+
+    trainer, _ = trained(model, most=3, sizes=[16] * 6)
+
+    assert caplog.messages == [
+        "16 samples per forward and backward do not fit into memory (4096 bytes asked for); at "
+        "most 8 from here on, with the same gradient",
+        "8 samples per forward and backward do not fit into memory (4096 bytes asked for); at "
+        "most 4 from here on, with the same gradient",
+        "4 samples per forward and backward do not fit into memory (4096 bytes asked for); at "
+        "most 2 from here on, with the same gradient",
+    ]
+    assert trainer.fitted.microbatch_size == 2
+
+
+def test_held_out_mini_batches_are_split_to_what_fits() -> None:
+    (model,) = copies(1)
+    trainer, objective = trained(model, most=5, sizes=[8, 8])
+    held_out = regression_pair(20)
+    objective.sizes.clear()
+
+    evaluation = trainer.evaluate([held_out])
+
+    assert objective.sizes == [4] * 5
+    truth = nn.functional.mse_loss(model(held_out.inputs), held_out.targets).item()
+    assert evaluation.loss == pytest.approx(truth, rel=1e-12)
+
+
+def test_one_sample_that_does_not_fit_is_an_error_that_names_the_bytes_and_the_remedy() -> None:
+    (model,) = copies(1)
+    before = weights(model)
+
+    with pytest.raises(DoesNotFitError) as refused:
+        trained(model, most=0, sizes=[4, 4])
+
+    assert str(refused.value) == (
+        "a forward and backward of 1 sample does not fit into memory (4096 bytes asked for); try "
+        "a smaller model, shorter inputs, or device.precision=bf16"
+    )
+    assert same(weights(model), before)
+
+
+def test_what_couples_its_samples_is_not_split_but_refused() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+
+    with pytest.raises(DoesNotFitError) as refused:
+        trained(model, most=3, sizes=[4, 4])
+
+    assert str(refused.value) == (
+        "a forward and backward of 4 samples does not fit into memory (4096 bytes asked for), and "
+        "what couples its samples keeps it from being split; try a smaller model, shorter inputs, "
+        "a smaller data.batch_size, or device.precision=bf16"
+    )
+
+
+def test_shorter_inputs_may_have_more_samples_in_a_micro_batch() -> None:
+    long, short = torch.zeros(8, 100), torch.zeros(64, 10)
+    limit = MemoryLimit()
+
+    limit.lower((long,), None, SAID)
+
+    assert limit.within((long,), None) == 4
+    assert limit.within((short,), None) == 40
+    assert limit.within((short[:40],), None) is None
+    assert limit.within((short,), 20) == 20
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+    assert is_out_of_memory(RuntimeError(SAID))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError(SAID))
+
+
+LIMITED = """
+import resource, sys, torch
+from torch import nn
+from cadence import Trainer
+from cadence.objectives import Regression
+
+logging = __import__("logging")
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
+
+def trained(mib, samples):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 20_000), nn.Tanh(), nn.Linear(20_000, 1)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    data = [(torch.randn(samples, 64).double(), torch.randn(samples, 1).double())] * 4
+    trainer = Trainer(model, optimizer, Regression(), 2, "cpu")
+    if mib is not None:
+        used = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20, resource.RLIM_INFINITY))
+    trainer.fit(data, epochs=1)
+    return [p.detach().clone() for p in model.parameters()], trainer.fitted.microbatch_size
+
+free, _ = trained(None, 1024)
+tight, size = trained(400, 1024)
+gap = max(((a - b).norm() / b.norm()).item() for a, b in zip(tight, free))
+print("micro-batch", size, "error below 1e-12:", gap < 1e-12)
+"""
+"""A hidden layer of 1,024 x 20,000 float64 is 156 MiB: a pass needs several of them."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit on address space")
+def test_a_real_memory_limit_halves_the_micro_batch_until_it_fits() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    *halvings, last = ended.stdout.splitlines()
+    assert halvings
+    assert all(
+        "samples per forward and backward do not fit into memory" in line for line in halvings
+    )
+    assert last == f"micro-batch {1024 >> len(halvings)} error below 1e-12: True"
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_gpu_that_is_full_halves_the_micro_batch_until_it_fits(device: str) -> None:
+    free, tight = (model.float() for model in copies(2))
+    data = [
+        Pair(part.inputs.float(), part.targets.float()) for part in cut(regression_pair(8), [8])
+    ]
+    for model, share in ((free, 1.0), (tight, 1e-6)):
+        torch.cuda.set_per_process_memory_fraction(share)
+        trainer = Trainer(model, SGD(model.parameters(), lr=0.05), Regression(), 1, device)
+        if share < 1:
+            with pytest.raises(DoesNotFitError, match="does not fit into memory"):
+                trainer.fit(data, epochs=1)
+        else:
+            trainer.fit(data, epochs=1)
+    torch.cuda.set_per_process_memory_fraction(1.0)
