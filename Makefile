@@ -10,7 +10,7 @@ MLRUNS ?= $(CURDIR)/mlruns
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: help setup train sweep report ui test test-slow check benchmark clean
+.PHONY: help setup train sweep report sync ui test test-slow check benchmark clean
 
 help: ## say what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -26,8 +26,12 @@ sweep: $(VENV)/.installed ## search step_size; make sweep ARGS="experiment=digit
 report: $(VENV)/.installed ## draw a sweep's report again; make report STUDY=step_size_digits_mlp
 	$(BIN)/python -m src.report $(STUDY) $(ARGS)
 
+sync: $(VENV)/.installed ## deliver to MLflow what it has not of a run; make sync RUN=folder
+	$(BIN)/python -m src.sync $(RUN) $(ARGS)
+
 ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
-	@echo "compare the runs at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	@echo "compare the runs at http://127.0.0.1:$(PORT)/#/experiments/1?workflowType=machine_learning"
+	@echo "(Ctrl-C ends it)"
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri "sqlite:///$(MLRUNS)/mlflow.db" \
 	  --default-artifact-root "$(MLRUNS)/artifacts"

@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,3 +53,11 @@ def command(tmp_path: Path) -> CommandLine:
         )
 
     return run
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> "Iterator[WebDriver]":
+    from browsing import chromium
+
+    with chromium(tmp_path / "profile") as driver:
+        yield driver

@@ -1,21 +1,14 @@
 """The pages that `make ui` serves, seen by a real browser."""
 
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+from browsing import mlflow_pages, needs_browser, save_picture
 from conftest import ROOT
-from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
@@ -23,17 +16,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 pytestmark = pytest.mark.slow
 
 PICTURE = "compare.png"
-
-needs_browser = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")) and not os.environ.get("CI"),
-    reason="needs Chromium and its driver (apt-get install chromium chromium-driver)",
-)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -59,67 +41,8 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 
 @pytest.fixture(scope="module")
 def address(two_runs: tuple[Path, list[str]]) -> Iterator[str]:
-    """Serve the runs by `make ui`, and end it with all its processes."""
-    port = free_port()
-    venv = Path(sys.executable).parents[1]
-    server = subprocess.Popen(
-        [
-            *("make", "ui", f"PORT={port}", f"MLRUNS={two_runs[0]}"),
-            *(f"VENV={venv}", f"--old-file={venv}/.installed"),  # this environment, as it is
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert server.stdout is not None
-        said = next(line for line in server.stdout if "http" in line)
-        assert said == f"compare the runs at http://127.0.0.1:{port} (Ctrl-C ends it)\n"
-        wait_for(f"http://127.0.0.1:{port}/health")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, 15)
-        server.communicate(timeout=30)
-
-
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 120
-    while not answers(url):
-        assert time.monotonic() < deadline, f"{url} does not answer"
-        time.sleep(0.5)
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[WebDriver]:
-    options = Options()
-    options.binary_location = shutil.which("chromium") or "chromium"
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-        "--window-size=1800,900",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with mlflow_pages(two_runs[0]) as pages:
+        yield pages
 
 
 @needs_browser
@@ -153,9 +76,7 @@ def test_the_loss_curves_of_two_step_sizes_lie_over_each_other_in_one_chart(
     shown = browser.find_element(By.TAG_NAME, "body").text
     for name in ("train/loss", "val/loss", "step_size=2 digits mlp", "step_size=16 digits mlp"):
         assert name in shown
-    time.sleep(2)  # the lines move into place
-    folder = Path(os.environ.get("PICTURES", tmp_path))
-    assert browser.save_screenshot(str(folder / PICTURE))
+    save_picture(browser, tmp_path, PICTURE)
 
 
 @needs_browser

@@ -7,6 +7,7 @@ knows Optuna, and neither Hydra nor MLflow.
 import itertools
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
+
+from cadence.ledger import OBJECTIVES
 
 Point: TypeAlias = dict[str, Any]
 """A value for each searched key."""
@@ -75,11 +79,21 @@ def open_study(storage: BaseStorage, name: str, question: Question) -> optuna.St
                 f"study {name}: it asks another question ({'; '.join(differences)}); give the same "
                 "one to go on, or another hydra.sweeper.study_name= to begin anew"
             )
+        _name_objectives(study)
         return study
     directions = [StudyDirection[direction.upper()] for direction in question.directions]
     study = optuna.create_study(study_name=name, storage=storage, directions=directions)
     study.set_user_attr("question", stated)
+    _name_objectives(study)
     return study
+
+
+def _name_objectives(study: optuna.Study) -> None:
+    """Let optuna-dashboard call the objectives by their names."""
+    if study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(OBJECTIVES))
 
 
 def close_abandoned(
