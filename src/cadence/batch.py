@@ -120,10 +120,11 @@ def moved(batch: Batch, device: torch.device) -> Batch:
             break
     else:
         return batch
-    return _mapped(lambda part: part.to(device, non_blocking=device.type == "cuda"), batch)
+    return mapped(lambda part: part.to(device, non_blocking=device.type == "cuda"), batch)
 
 
-def _mapped(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+def mapped(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Return the mini-batch with ``function`` applied to each of its tensors."""
     return _rebuilt(batch, [function(part) for part in tensors(batch)])
 
 
@@ -138,7 +139,7 @@ def _rebuilt(like: Batch, parts: Sequence[Tensor]) -> Batch:
 
 
 def _part(batch: Batch, start: int, stop: int) -> Batch:
-    return _mapped(lambda part: part[start:stop], batch)
+    return mapped(lambda part: part[start:stop], batch)
 
 
 def _joined(pieces: Sequence[Batch]) -> Batch:

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +12,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cadence.certificate import Certificate
 from cadence.clock import Clock
+from cadence.measure import Evaluation
 from cadence.record import Fitted
 from cadence.report import Report
 from cadence.update import Outcome
@@ -108,6 +111,9 @@ class Display:
             "step_size": f"{fitted.step_size} mini-batches per update",
             "updates": f"{fitted.updates:,} applied, {fitted.updates_skipped:,} skipped",
             "samples": f"{fitted.samples:,}",
+            "micro-batch": "one mini-batch"
+            if fitted.microbatch_size is None
+            else f"{fitted.microbatch_size:,} samples per forward and backward",
             "train loss": _number(fitted.train_loss),
             "val loss": _number(fitted.val_loss),
             **{f"val {name}": _number(value) for name, value in fitted.val_metrics.items()},
@@ -119,6 +125,25 @@ class Display:
         }
         self._console.print()
         self.facts(numbers | dict(rows))
+
+
+def print_evaluation(evaluation: Evaluation, file: Path, samples: int, console: Console) -> None:
+    """Print a checkpoint's held-out metrics.
+
+    Args:
+        evaluation: What they are.
+        file: The checkpoint.
+        samples: The samples it was trained on.
+        console: Where to write.
+    """
+    Display(None, console).facts(
+        {
+            "checkpoint": f"{file}, after {samples:,} samples",
+            "held out": f"{evaluation.samples:,} samples, {evaluation.items:,} items",
+            "val loss": _number(evaluation.loss),
+            **{f"val {name}": _number(value) for name, value in evaluation.metrics.items()},
+        }
+    )
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -133,6 +158,45 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"warning: {warning}", markup=False)
     console.print(report.sentence, markup=False)
     console.print(f"report  {report.files[0].parent}", markup=False)
+
+
+def print_certificate(certificate: Certificate, console: Console) -> None:
+    """Print what was compared, the worst of each parameter group, the verdict and its causes."""
+    sizes = ["null" if size is None else str(size) for size in certificate.microbatch_sizes]
+    table = Table(
+        *("group", "precision", "relative error", "tolerance", "worst parameter"),
+        "microbatch_size",
+        box=None,
+        pad_edge=False,
+    )
+    for worst in certificate.comparisons:
+        size = "null" if worst.microbatch_size is None else str(worst.microbatch_size)
+        numbers = f"{worst.error:.1e}", f"{worst.tolerance:.1e}"
+        table.add_row(*map(Text, (worst.group, worst.precision, *numbers, worst.parameter, size)))
+    lines = [f"note     {note}" for note in certificate.notes]
+    lines.append(
+        "PASS     every split has the same gradient, up to rounding"
+        if certificate.passed
+        else "FAIL     the gradient depends on how the window is split into micro-batches"
+    )
+    for cause in certificate.causes:
+        lines += [f"cause    {cause.finding}", f"remedy   {cause.remedy}"]
+    left = certificate.error_without_causes
+    if left is not None:
+        lines.append(f"proof    with that switched off every split agrees to {left:.1e}")
+    console.print(
+        f"window   {certificate.minibatches} mini-batches, {certificate.samples:,} samples, "
+        f"{certificate.items:,} items",
+        markup=False,
+    )
+    console.print(
+        f"compare  micro-batches of {', '.join(sizes)} samples with one pass", markup=False
+    )
+    console.print()
+    console.print(table)
+    console.print()
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def _number(value: float) -> str:

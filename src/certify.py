@@ -1,0 +1,79 @@
+"""Certify that the gradient of a window does not depend on how it is split, or say why it does.
+
+    python -m src.certify experiment=digits_cnn trainer.step_size=16
+
+It takes the config and the overrides of ``src.train``, trains nothing and leaves nothing behind.
+"""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from cadence import config as configs
+from src.build import build
+from src.errors import errors_in_one_line, interruptible
+from src.train import ROOT, TRUSTED_TARGETS
+
+WITHOUT_A_TRACE = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra.job_logging.root.handlers=[console]",
+    "~hydra.job_logging.handlers.file",
+)
+"""Overrides with which Hydra makes no run folder."""
+
+
+@hydra.main(
+    config_path=str(ROOT / "conf"), config_name="config", execution_whitelist=TRUSTED_TARGETS
+)
+def certify(cfg: DictConfig) -> None:
+    """Print the certificate of the config's model, objective and first window."""
+    with errors_in_one_line():
+        sys.exit(0 if _certify(cfg) else 1)
+
+
+def _certify(cfg: DictConfig) -> bool:
+    settings = configs.checked(cfg)
+    if settings.sweep is not None:
+        option = HydraConfig.get().runtime.choices["sweep"]
+        raise configs.ConfigError(
+            f"sweep={option}: a certificate is of one run; leave it out, and give one step_size"
+        )
+    run = build(settings)
+
+    from cadence.certificate import certify
+    from cadence.console import open_console, print_certificate
+    from cadence.device import autocast_dtype
+    from cadence.window import windows
+
+    trainer, size = run.trainer, settings.trainer.microbatch_size
+    trainer.model.train()
+    certificate = certify(
+        trainer.model,
+        trainer.objective,
+        next(windows(run.train_loader, trainer.step_size)),
+        trainer.optimizer,
+        autocast=autocast_dtype(settings.device.precision, trainer.device),
+        microbatch_size=size if isinstance(size, int) else None,
+    )
+    print_certificate(certificate, open_console())
+    return certificate.passed
+
+
+def main() -> None:
+    """Run the command line; the exit code is 0 if the certificate is passed, else 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
+    with errors_in_one_line(), interruptible():
+        if {"-m", "--multirun"} & set(sys.argv):
+            raise configs.ConfigError(
+                "--multirun: a certificate is of one run; try python -m src.certify once for each"
+            )
+        sys.argv += WITHOUT_A_TRACE
+        certify()
+
+
+if __name__ == "__main__":
+    main()

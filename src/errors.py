@@ -1,0 +1,56 @@
+"""How a command ends that did not go well: one line on stderr, and an exit code."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from cadence import config as configs
+
+_WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def logged_with_traceback() -> Iterator[None]:
+    """Leave an error's traceback in the run folder's train.log."""
+    try:
+        yield
+    except Exception:
+        log.info("failed", exc_info=True)
+        raise
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn an error into one line on stderr and exit code 1, an interrupt into 128 + the signal.
+
+    ``HYDRA_FULL_ERROR=1`` shows the traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    except Exception as error:
+        if _WITH_TRACEBACK:
+            raise
+        sys.exit(f"error: {configs.explained(error)}")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM end a run or a sweep as Ctrl-C does: marked KILLED, with nothing lost."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
