@@ -8,13 +8,12 @@ inside the functions, so that ``--help`` and a typo are answered at once.
 
 import logging
 import os
-import signal
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,14 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
 from cadence.redaction import redact_files, redact_logs, redacted
-from cadence.window import DEFAULT_STEP_SIZE
+from src.build import Run, build, effective_batch
+from src.errors import errors_in_one_line, interruptible, logged_with_traceback
+from src.resume import CHECKPOINTS, check_changes, with_resume
 
 if TYPE_CHECKING:
-    import torch
-
-    from cadence import Trainer
-    from cadence.data import Data
-    from cadence.objectives import Objective
+    from cadence.checkpoint import State
+    from cadence.record import Fitted, Observer
     from cadence.schema import Config
     from cadence.track import Tracker
 
@@ -45,7 +43,8 @@ module of your own model or data set here, such as ``"my_project.models.*"``."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
-_WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+OF_NOW = ("resume", "track.run_id")
+"""Keys that say where a run is kept and not what it is: no params to compare runs by."""
 
 log = logging.getLogger(__name__)
 configs.register(ROOT)
@@ -58,9 +57,9 @@ redact_logs()
 def train(cfg: DictConfig) -> tuple[float, float]:
     """Train as the config says, and return ``(val_loss, samples_per_second)``."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        with _logged_with_traceback():
+        with logged_with_traceback():
             return _train(cfg)  # the sweeper wants a failed trial's exception
-    with _errors_in_one_line(), _logged_with_traceback():
+    with errors_in_one_line(), logged_with_traceback():
         return _train(cfg)
 
 
@@ -74,166 +73,128 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
             f"sweep={option}: a sweep is many runs; try python -m src.train --multirun "
             f"sweep={option}"
         )
+    if settings.track.log_model and settings.track.offline:
+        raise configs.ConfigError(
+            "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
+        )
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    state = _state_to_go_on_from(settings, cfg)
+    if state is not None:
+        _take_numbers_along(Path(settings.resume or ""), folder)
     run = build(settings)
+    if state is not None:
+        run.trainer.restore(state)
 
     from cadence.console import Display
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
     display = Display(run.total_samples, quiet=in_sweep)
     display.facts(_facts(settings, run))
-    limits = settings.trainer
     with (
-        _tracked(cfg, settings, run, folder) as tracker,
+        _tracked(cfg, settings, run, folder, state) as tracker,
         _summarised(settings, run, folder, tracker),
         display,
     ):
-        fitted = run.trainer.fit(
-            run.train_loader,
-            run.val_loader,
-            limits.max_epochs,
-            max_samples=limits.max_samples,
-            max_seconds=limits.max_seconds,
-            evaluate_every=limits.evaluate_every,
-            observers=[display, tracker] if tracker else [display],
-        )
+        observers: list[Observer] = [display, tracker] if tracker else [display]
+        fitted = _fit(cfg, settings, run, folder, observers, tracker)
+    if tracker and tracker.run_id and settings.track.log_model:
+        _log_model(settings, run, tracker.run_id)
     display.table(fitted, _where_to_look(settings, folder, tracker))
     return fitted.val_loss, fitted.samples_per_second
 
 
-class Run(NamedTuple):
-    """Everything that training needs, built."""
+def _fit(
+    cfg: DictConfig,
+    settings: "Config",
+    run: Run,
+    folder: Path,
+    observers: "list[Observer]",
+    tracker: "Tracker | None",
+) -> "Fitted":
+    """Train to the limits, and keep the state in the run's folder as that goes."""
+    from cadence.checkpoint import Checkpoints
+    from cadence.interruption import Interruption
+    from cadence.keeper import Keeper
 
-    data: "Data"
-    trainer: "Trainer"
-    train_loader: "torch.utils.data.DataLoader[Any]"
-    val_loader: "torch.utils.data.DataLoader[Any] | None"
-    total_samples: int | None
-    """Samples the run is to train on; None = only time ends it."""
-
-
-def build(settings: "Config") -> Run:
-    """Build what the config asks for, in the order in which one needs the other."""
-    import torch
-
-    from cadence import Trainer
-    from cadence.allocator import keep_memory
-    from cadence.data import loader
-    from cadence.device import resolved
-    from cadence.schedule import named_schedule
-
-    device = resolved(settings.device.name)
-    _seed(settings.seed)
-    torch.autograd.set_detect_anomaly(settings.trainer.detect_anomaly)
-    keep_memory(settings.device.keep_memory)
-
-    own = {"batch_size", "workers", "objective"}
-    data: Data = configs.build(
-        "data", {key: value for key, value in settings.data.items() if key not in own}
-    )
-    objective = configs.build("data.objective", settings.data["objective"])
-    model = configs.build(
-        "model", settings.model, input_shape=list(data.input_shape), outputs=data.outputs
-    ).to(device)
-    if settings.device.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    if settings.device.compile:
-        model.compile()
-    total_samples = _total_samples(settings, data)
-    batch_size, workers = settings.data["batch_size"], settings.data.get("workers", 0)
-    _check_coupling(settings, model, objective, batch_size)
-    trainer = Trainer(
-        model,
-        _optimizer(settings, data, model),
-        objective,
-        settings.trainer.step_size,
-        device,
-        microbatch_size=settings.trainer.microbatch_size,
-        threads=settings.device.threads,
-        allow_batch_coupling=settings.trainer.allow_batch_coupling,
-        precision=settings.device.precision,
-        schedule=named_schedule(
-            settings.schedule.name, total_samples, settings.schedule.warmup, settings.schedule.final
-        ),
-        clip_norm=settings.trainer.clip_norm,
-        max_skipped=settings.trainer.max_skipped,
-    )
-    pin = device.type == "cuda"
-    val_loader = None
-    if data.validation is not None:
-        val_loader = loader(data.validation, batch_size, workers=workers, pin_memory=pin)
-    train_loader = loader(
-        data.train, batch_size, shuffle_seed=settings.seed, workers=workers, pin_memory=pin
-    )
-    return Run(data, trainer, train_loader, val_loader, total_samples)
-
-
-def _check_coupling(
-    settings: "Config", model: "torch.nn.Module", objective: "Objective", batch_size: int
-) -> None:
-    """Refuse before anything is written what the trainer would refuse at its first window."""
-    from cadence.coupling import check_boundaries, coupling
-
-    size = settings.trainer.microbatch_size
-    coupled_by = coupling(model, objective)
-    if coupled_by and isinstance(size, int) and not settings.trainer.allow_batch_coupling:
-        check_boundaries(coupled_by, size, [batch_size] * settings.trainer.step_size)
-
-
-def _seed(seed: int) -> None:
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def _optimizer(
-    settings: "Config", data: "Data", model: "torch.nn.Module"
-) -> "torch.optim.Optimizer":
-    from cadence.scaling import scaled
-
-    arguments = scaled(
-        settings.optimizer,
-        settings.scaling.name,
-        _effective_batch(settings, data),
-        settings.scaling.reference or _effective_batch(settings, data, DEFAULT_STEP_SIZE),
-    )
-    optimizer: torch.optim.Optimizer = configs.build(
-        "optimizer", arguments, list(model.parameters()), fused=True
-    )
-    return optimizer
-
-
-def _effective_batch(settings: "Config", data: "Data", step_size: int | None = None) -> int:
-    minibatches = step_size or settings.trainer.step_size
-    return int(minibatches * settings.data["batch_size"] * data.items_per_sample)
-
-
-def _total_samples(settings: "Config", data: "Data") -> int | None:
     limits = settings.trainer
-    ends = [limits.max_samples, limits.max_epochs and limits.max_epochs * len(data.train)]
-    return min((end for end in ends if end), default=None)
+    left = _limits_left(settings, run)
+    if min((limit for limit in left.values() if limit is not None), default=1) <= 0:
+        log.warning("the run had come to its end; a higher limit, such as trainer.max_epochs, "
+                    "trains on")  # fmt: skip
+        return run.trainer.fitted
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints, Interruption() as interruption:
+        keeper = Keeper(
+            run.trainer,
+            checkpoints,
+            limits.checkpoint_every,
+            config=_kept_config(cfg),
+            mlflow_run_id=tracker.run_id if tracker else None,
+            interruption=interruption,
+            before_save=tracker.flush if tracker else None,
+        )
+        fitted = run.trainer.fit(
+            run.train_loader,
+            run.val_loader,
+            **left,
+            evaluate_every=limits.evaluate_every,
+            patience=limits.patience,
+            observers=observers,
+            at_boundary=keeper.at_boundary,
+        )
+        keeper.finish()
+    return fitted
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end a run or a sweep as Ctrl-C does: marked KILLED, with nothing lost."""
+def _log_model(settings: "Config", run: Run, run_id: str) -> None:
+    """Log the trained model with its run in MLflow, by an example of two samples."""
+    from cadence.batch import first_samples, tensors
+    from cadence.logged_model import log_model
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(number)
+    batch = next(first_samples(run.train_loader, 2))
+    log_model(settings.track.uri, run_id, run.trainer.model, tensors(batch)[0])
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
+    """Return the limits of a run less what it has behind it, by their names in `Trainer.fit`."""
+    limits, so_far = settings.trainer, run.trainer.clock
+    seconds = run.trainer.fitted.seconds if so_far.samples else 0
+    return {
+        "epochs": limits.max_epochs and limits.max_epochs - so_far.epoch,
+        "max_samples": limits.max_samples and limits.max_samples - so_far.samples,
+        "max_seconds": limits.max_seconds and limits.max_seconds - seconds,
+    }
+
+
+def _state_to_go_on_from(settings: "Config", cfg: DictConfig) -> "State | None":
+    """Return the state that ``resume=`` names; None = the run begins."""
+    if settings.resume is None:
+        return None
+    from cadence.checkpoint import LAST, PREVIOUS, latest
+
+    checkpoints = Path(settings.resume) / CHECKPOINTS
+    if not any((checkpoints / name).exists() for name in (LAST, PREVIOUS)):
+        log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
+        return None
+    state = latest(checkpoints)
+    check_changes(state, _kept_config(cfg))
+    return state
+
+
+def _take_numbers_along(there: Path, here: Path) -> None:
+    """Copy the numbers of a run that goes on in another folder, as an interrupted trial does."""
+    from cadence.journal import FILE as JOURNAL
+
+    if not here.samefile(there) and (there / JOURNAL).exists():
+        shutil.copyfile(there / JOURNAL, here / JOURNAL)
+
+
+def _kept_config(cfg: DictConfig) -> dict[str, Any]:
+    """Return the flattened config as checkpoints keep it, without secrets."""
+    flat = configs.flattened(cfg).items()
+    return {key: redacted(value) if isinstance(value, str) else value for key, value in flat}
 
 
 def _tracked(
-    cfg: DictConfig, settings: "Config", run: Run, folder: Path
+    cfg: DictConfig, settings: "Config", run: Run, folder: Path, state: "State | None"
 ) -> AbstractContextManager["Tracker | None"]:
     if settings.track.name == "none":
         return nullcontext()
@@ -241,6 +202,9 @@ def _tracked(
     from cadence.provenance import environment, git_tags
     from cadence.track import Tracker
 
+    known_run = None
+    if state is not None and folder.samefile(settings.resume or folder):
+        known_run = state.mlflow_run_id
     choices = HydraConfig.get().runtime.choices
     name = f"step_size={settings.trainer.step_size} {choices['data']} {choices['model']}"
     share = run.total_samples // 100 if run.total_samples else len(run.data.train) // 10
@@ -248,7 +212,7 @@ def _tracked(
         settings.track.uri,
         settings.track.experiment,
         name,
-        params=configs.flattened(cfg),
+        params={key: value for key, value in configs.flattened(cfg).items() if key not in OF_NOW},
         tags={"cadence.run_folder": str(folder), **git_tags(ROOT)},
         texts={
             "config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
@@ -256,7 +220,8 @@ def _tracked(
         },
         every=settings.track.every or max(1, share),
         folder=folder,
-        run_id=settings.track.run_id,
+        run_id=settings.track.run_id or known_run,
+        resumed_at=state.clock.samples if state else 0 if settings.resume else None,
         parent=_parent(settings),
         offline=settings.track.offline,
     )
@@ -309,7 +274,7 @@ def _summarised(
         summary = write_summary(
             folder,
             fitted,
-            effective_batch=_effective_batch(settings, run.data),
+            effective_batch=effective_batch(settings, run.data),
             seed=settings.seed,
             mlflow_run_id=tracker.run_id if tracker else None,
             status=status_after(error),
@@ -339,7 +304,7 @@ def _facts(settings: "Config", run: Run) -> dict[str, str]:
         "samples",
         "window": f"step_size={trainer.step_size} mini-batches per update of "
         f"{settings.data['batch_size']} samples: effective batch "
-        f"{_effective_batch(settings, data):,} {items}",
+        f"{effective_batch(settings, data):,} {items}",
         "epoch": f"{minibatches:,} mini-batches, {updates:,} updates",
         "run": ends + (f", {run.total_samples:,} samples in all" if run.total_samples else ""),
     }
@@ -358,37 +323,11 @@ def _where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") 
     return look
 
 
-@contextmanager
-def _logged_with_traceback() -> Iterator[None]:
-    """Leave an error's traceback in the run folder's train.log."""
-    try:
-        yield
-    except Exception:
-        log.info("failed", exc_info=True)
-        raise
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """Turn an error into one line on stderr and exit code 1, an interrupt into 128 + the signal.
-
-    ``HYDRA_FULL_ERROR=1`` shows the traceback.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    except Exception as error:
-        if _WITH_TRACEBACK:
-            raise
-        sys.exit(f"error: {configs.explained(error)}")
-
-
 def main() -> None:
     """Run the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
-    with _errors_in_one_line(), _interruptible():
+    with errors_in_one_line(), interruptible():
+        sys.argv[1:] = with_resume(sys.argv[1:], ROOT / "mlruns" / "runs")
         train()
 
 

@@ -203,8 +203,7 @@ def test_a_sweep_that_was_cut_off_goes_on_and_asks_the_lost_point_again(
     )
     assert dying.stdout is not None
     assert next(line for line in dying.stdout if line.startswith("trial 0: "))
-    # the second trial has begun when its run folder is there
-    while not (tmp_path / "sweep" / "trials" / "1" / "train.log").exists():
+    while not (tmp_path / "sweep" / "trials" / "1" / "checkpoints" / "last.pt").exists():
         assert dying.poll() is None
     dying.send_signal(number)
     dying.communicate(timeout=60)
@@ -225,6 +224,8 @@ def test_a_sweep_that_was_cut_off_goes_on_and_asks_the_lost_point_again(
     assert states == [TrialState.COMPLETE, TrialState.FAIL, *[TrialState.COMPLETE] * 2]
     lost, asked_again = study.trials[1], study.trials[2]
     assert lost.params == asked_again.params
+    went_on = (tmp_path / "sweep" / "trials" / "2" / ".hydra" / "overrides.yaml").read_text()
+    assert f"resume='{tmp_path}/sweep/trials/1'" in went_on
     assert client.get_run(lost.user_attrs["mlflow_run_id"]).info.status == "KILLED"
     assert sorted({*step_sizes(study)}) == [1, 2, 4]
     parents = {

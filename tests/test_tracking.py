@@ -1,16 +1,20 @@
 """What MLflow holds after a run, read back through MLflow's own client."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from conftest import ROOT, CommandLine
 from mlflow.entities import Run
+from told import in_mlflow, in_the_folder
 
 from cadence.clock import Clock
+from cadence.manifest import Delivered
 from cadence.track import Tracker
 from cadence.update import Outcome
 
@@ -87,12 +91,13 @@ def test_a_failing_run_is_failed_in_mlflow_with_its_reason(
     assert run.data.tags["cadence.reason"].startswith("DivergedError: samples=")
 
 
-def tracker(uri: str, every: int = 1) -> Tracker:
-    return Tracker(uri, "tracker", "a run", params={}, tags={}, texts={}, every=every)
+def tracker(uri: str, folder: Path, every: int = 1, **more: Any) -> Tracker:
+    given = {"params": {}, "tags": {}, "texts": {}, **more}
+    return Tracker(uri, "tracker", "a run", folder=folder, every=every, **given)
 
 
-def test_an_interrupt_marks_the_run_killed(tracking_uri: str) -> None:
-    tracked = tracker(tracking_uri)
+def test_an_interrupt_marks_the_run_killed(tracking_uri: str, tmp_path: Path) -> None:
+    tracked = tracker(tracking_uri, tmp_path)
     with pytest.raises(KeyboardInterrupt), tracked:
         raise KeyboardInterrupt
 
@@ -100,9 +105,9 @@ def test_an_interrupt_marks_the_run_killed(tracking_uri: str) -> None:
 
 
 def test_points_are_thinned_by_samples_and_keep_the_first_and_the_last_window(
-    tracking_uri: str,
+    tracking_uri: str, tmp_path: Path
 ) -> None:
-    with tracker(tracking_uri, every=100) as tracked:
+    with tracker(tracking_uri, tmp_path, every=100) as tracked:
         for window in range(1, 33):
             tracked.window(Clock(samples=10 * window), Outcome(True, 1.0 / window, 1.0, 0.1))
 
@@ -112,13 +117,146 @@ def test_points_are_thinned_by_samples_and_keep_the_first_and_the_last_window(
     assert points[-1].value == 1 / 32
 
 
-def test_more_points_than_one_batch_all_arrive(tracking_uri: str) -> None:
-    with tracker(tracking_uri) as tracked:
+def test_more_points_than_one_batch_all_arrive(tracking_uri: str, tmp_path: Path) -> None:
+    with tracker(tracking_uri, tmp_path) as tracked:
         for sample in range(1500):
             tracked.log(Clock(samples=sample), {"number": float(sample)})
 
     points = mlflow.MlflowClient(tracking_uri).get_metric_history(tracked.run_id, "number")
     assert [point.value for point in points] == list(range(1500))
+
+
+def test_mlflow_holds_the_points_of_the_run_folder_one_for_one(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    with tracker(tracking_uri, tmp_path) as tracked:
+        for sample, value in enumerate((0.1, math.nan, math.inf, -math.inf, 1e-300, -0.0)):
+            tracked.log(Clock(samples=sample), {"number": value, "val/other": -value})
+            tracked.window(Clock(samples=sample), Outcome(False, value, value, 0.1))
+
+    kept = in_the_folder(tmp_path)
+    assert {point.key for point in kept} >= {"number", "val/other", "train/loss", "train/updates"}
+    assert in_mlflow(tracking_uri, tracked.run_id) == kept
+
+
+def test_points_that_are_sent_again_are_kept_once(
+    tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a death between MLflow's answer and the note of it."""
+    with tracker(tracking_uri, tmp_path) as tracked:
+        for sample, value in enumerate((0.1, math.nan, math.inf, -math.inf)):
+            tracked.log(Clock(samples=sample), {"number": value})
+    done = Delivered.load(tmp_path)
+
+    Delivered(run_id=done.run_id, described=True, ended=True).save(tmp_path)
+    with tracker(tracking_uri, tmp_path, resumed_at=4) as tracked:
+        tracked.log(Clock(samples=5), {"number": 1.0})
+
+    assert tracked.run_id == done.run_id
+    assert in_mlflow(tracking_uri, tracked.run_id) == in_the_folder(tmp_path)
+    assert caplog.messages == []
+
+
+def test_a_resumed_run_misses_no_point_and_doubles_none(tracking_uri: str, tmp_path: Path) -> None:
+    def trained(tracked: Tracker, windows: range) -> None:
+        for window in windows:
+            outcome = Outcome(True, 1.0 / window, 1.0, 0.1)
+            tracked.window(Clock(samples=10 * window, updates=window), outcome)
+
+    with tracker(tracking_uri, tmp_path, every=20) as first:
+        trained(first, range(1, 14))
+    with tracker(tracking_uri, tmp_path, every=20, resumed_at=70, run_id=first.run_id) as second:
+        trained(second, range(8, 21))
+
+    assert second.run_id == first.run_id
+    points = in_mlflow(tracking_uri, first.run_id)
+    assert points == in_the_folder(tmp_path)
+    losses = [(point.step, point.value) for point in points if point.key == "train/loss"]
+    steps = [10, 20, 40, 60, 80, 100, 120, 130, 140, 160, 180, 200]
+    assert losses == [(step, 10 / step) for step in steps]
+
+
+def test_a_resumed_run_is_described_as_it_is_now_and_says_what_changed(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    texts = {"config.yaml": "first"}
+    with tracker(tracking_uri, tmp_path, params={"a": 1, "b": 2}, texts=texts):
+        pass
+    with tracker(
+        tracking_uri,
+        tmp_path,
+        resumed_at=0,
+        params={"a": 1, "b": 3, "c": None},
+        texts={"config.yaml": "second"},
+    ) as tracked:
+        running = mlflow.MlflowClient(tracking_uri).get_run(tracked.run_id).info.status
+
+    run = mlflow.MlflowClient(tracking_uri).get_run(tracked.run_id)
+    assert running == "RUNNING"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"a": "1", "b": "2", "c": "null"}
+    assert run.data.tags["cadence.changed_params"] == "b: 2 -> 3"
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml") == "second"
+
+
+def test_a_folder_whose_points_are_not_delivered_is_not_begun_anew(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    with tracker(tracking_uri, tmp_path, offline=True) as tracked:
+        tracked.log(Clock(samples=1), {"number": 1.0})
+    before = in_the_folder(tmp_path)
+
+    with pytest.raises(ValueError, match="wait there") as refused, tracker(tracking_uri, tmp_path):
+        pass
+
+    assert str(refused.value) == (
+        f"{tmp_path}: numbers of an earlier run wait there for MLflow; deliver them by "
+        f"python -m src.sync {tmp_path}, or choose another hydra.run.dir="
+    )
+    assert in_the_folder(tmp_path) == before
+
+
+def test_a_folder_whose_points_are_delivered_may_hold_another_run(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    runs = []
+    for value in (1.0, 2.0):
+        with tracker(tracking_uri, tmp_path) as tracked:
+            tracked.log(Clock(samples=1), {"number": value})
+        runs.append(tracked.run_id)
+
+    assert len(set(runs)) == 2
+    assert in_mlflow(tracking_uri, runs[1]) == in_the_folder(tmp_path)
+
+
+def test_a_name_that_mlflow_cannot_have_holds_up_no_other_point(
+    tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracker(tracking_uri, tmp_path) as tracked:
+        for sample in (1, 2):
+            tracked.log(Clock(samples=sample), {"val/f1 (macro)": 1.0, "val/f1": 1.0})
+
+    names = {point.key for point in in_mlflow(tracking_uri, tracked.run_id)}
+    assert "val/f1" in names
+    assert "val/f1 (macro)" in {point.key for point in in_the_folder(tmp_path)} - names
+    assert caplog.messages == [
+        "val/f1 (macro): MLflow takes no metric of this name; it stays in the run folder"
+    ]
+
+
+def test_the_newest_of_what_is_measured_twice_at_the_same_samples_is_shown(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    ended = command("trainer.max_samples=64", f"track.uri={tracking_uri}")
+    assert ended.returncode == 0, ended.stderr
+    run = the_run(tracking_uri, tmp_path)
+
+    points = in_mlflow(tracking_uri, run.info.run_id)
+    assert points == in_the_folder(tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    key = "throughput/samples_per_second"
+    assert [point.step for point in points if point.key == key] == [64, 64]
+    assert run.data.metrics[key] == summary["samples_per_second"]
 
 
 def test_the_default_database_is_the_projects_wherever_the_command_starts(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ class Clock(NamedTuple):
     """Updates refused since the last one applied; windows without any item do not count."""
     samples_applied: int = 0
     """Samples in the applied updates: what learning-rate schedules go by."""
+    batches_of_epoch: int = 0
+    """Mini-batches of the present epoch seen."""
 
     @property
     def updates_skipped(self) -> int:
@@ -43,11 +45,12 @@ class Clock(NamedTuple):
             updates=self.updates + applied,
             refused_in_a_row=0 if applied else self.refused_in_a_row + (items > 0),
             samples_applied=self.samples_applied + applied * samples,
+            batches_of_epoch=self.batches_of_epoch + batches,
         )
 
     def after_epoch(self) -> "Clock":
         """Return the clock after the end of an epoch."""
-        return self._replace(epoch=self.epoch + 1)
+        return self._replace(epoch=self.epoch + 1, batches_of_epoch=0)
 
     def passed(self, period: int, *, since: "Clock") -> bool:
         """Return whether a multiple of ``period`` samples was reached after ``since``."""

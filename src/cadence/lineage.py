@@ -1,7 +1,8 @@
 """A sweep's runs in MLflow: one parent, named after the study, and a child for each trial."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -10,7 +11,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from cadence.track import experiment_id, open_client
+from cadence.redaction import in_one_line, redacted
+from cadence.track import REASON, REFUSALS, experiment_id, open_client, refused
 
 log = logging.getLogger(__name__)
 
@@ -33,25 +35,28 @@ class Lineage:
         parent: The parent's id in an earlier session; None = make one.
 
     Raises:
-        ValueError: Nothing answers at ``uri``.
+        ValueError: Nothing answers at ``uri``, or MLflow cannot log there.
     """
 
     def __init__(
         self, uri: str, experiment: str, name: str, folder: Path, parent: str | None
     ) -> None:
         self._client = open_client(uri)
-        self._experiment = experiment_id(self._client, uri, experiment)
         self._name = name
-        tags = {STUDY: name, FOLDER: str(folder)}
+        with refused(uri):
+            self._experiment = experiment_id(self._client, uri, experiment)
+            self.parent = self._opened(parent, redacted(uri), {STUDY: name, FOLDER: str(folder)})
+
+    def _opened(self, parent: str | None, place: str, tags: dict[str, str]) -> str:
+        """Return the parent of an earlier session, RUNNING again, or a new one."""
         if parent is not None and not _is_known(self._client, parent):
-            log.warning("%s does not know the sweep's run %s; it gets another there", uri, parent)
+            log.warning("%s does not know the sweep's run %s; it gets another there", place, parent)
             parent = None
         parent = parent or _found(self._client, self._experiment, tags)
         if parent is None:
-            parent = new_run(self._client, self._experiment, name, tags)
-        else:
-            self._client.update_run(parent, status="RUNNING")
-        self.parent = parent
+            return new_run(self._client, self._experiment, self._name, tags)
+        self._client.update_run(parent, status="RUNNING")
+        return parent
 
     def child(self, trial: int) -> str:
         """Make the run of a trial, and return its id."""
@@ -60,9 +65,10 @@ class Lineage:
 
     def end_child(self, run_id: str, status: str, reason: str) -> None:
         """End a trial's run as its trial ended, if it did not say so itself."""
-        if self._client.get_run(run_id).info.status not in ("FAILED", "KILLED"):
-            self._client.set_tag(run_id, "cadence.reason", reason)
-            self._client.set_terminated(run_id, status)
+        with _borne(f"that run {run_id} is {status}"):
+            if self._client.get_run(run_id).info.status not in ("FAILED", "KILLED"):
+                self._client.set_tag(run_id, REASON, redacted(reason))
+                self._client.set_terminated(run_id, status)
 
     def has_finished(self, run_id: str) -> bool:
         """Return whether a trial's run ended by itself, with all its numbers."""
@@ -71,29 +77,44 @@ class Lineage:
     def end_lost(self) -> None:
         """End the children that still seem to run: their process is dead."""
         lost = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent}' and attributes.status = 'RUNNING'"
-        for run in self._client.search_runs([self._experiment], lost):
-            self.end_child(run.info.run_id, "KILLED", "its sweep died")
+        with _borne("which trials its dead process left behind"):
+            for run in self._client.search_runs([self._experiment], lost):
+                self.end_child(run.info.run_id, "KILLED", "its sweep died")
 
     def end(self, status: str, files: Sequence[Path]) -> None:
         """Keep the report with the parent and end it."""
-        for file in files:
-            self._client.log_artifact(self.parent, str(file))
-        self._client.set_terminated(self.parent, status)
+        with _borne(f"that the sweep is {status}"):
+            for file in files:
+                self._client.log_artifact(self.parent, str(file))
+            self._client.set_terminated(self.parent, status)
 
 
 def parent_of_folder(uri: str, experiment: str, folder: Path) -> str:
     """Return the parent run of a plain multirun's folder, made by the first of its jobs.
 
     It only groups them: no process stays to see the last one end, so it is FINISHED at once.
+
+    Raises:
+        ValueError: Nothing answers at ``uri``, or MLflow cannot log there.
     """
     client = open_client(uri)
-    experiment_of_runs = experiment_id(client, uri, experiment)
-    tags = {FOLDER: str(folder)}
-    parent = _found(client, experiment_of_runs, tags)
-    if parent is None:
-        parent = new_run(client, experiment_of_runs, f"multirun {folder.name}", tags)
-        client.set_terminated(parent)
-    return parent
+    with refused(uri):
+        experiment_of_runs = experiment_id(client, uri, experiment)
+        tags = {FOLDER: str(folder)}
+        parent = _found(client, experiment_of_runs, tags)
+        if parent is None:
+            parent = new_run(client, experiment_of_runs, f"multirun {folder.name}", tags)
+            client.set_terminated(parent)
+        return parent
+
+
+@contextmanager
+def _borne(news: str) -> Iterator[None]:
+    """Let a sweep go on, and say so, where MLflow cannot be told how something ended."""
+    try:
+        yield
+    except REFUSALS as error:
+        log.warning("MLflow was not told %s (%s)", news, in_one_line(error))
 
 
 def _is_known(client: mlflow.MlflowClient, run_id: str) -> bool:

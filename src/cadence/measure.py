@@ -29,11 +29,15 @@ class Throughput:
     """Samples per second over whole windows, optimizer step included."""
 
     samples_per_second: float
-    """The median window; NaN before the first."""
+    """The median window."""
     p10: float
     """The window that is faster than one in ten."""
     p90: float
     """The window that is faster than nine in ten."""
+
+
+UNKNOWN = Throughput(np.nan, np.nan, np.nan)
+"""The throughput of a run without a window."""
 
 
 class Stopwatch:
@@ -62,11 +66,11 @@ class Stopwatch:
         self.mark = now
         return seconds
 
-    def throughput(self) -> Throughput:
-        """Return the throughput of the windows so far, without the warm-up."""
+    def throughput(self) -> Throughput | None:
+        """Return the throughput of the windows so far, without the warm-up; None before any."""
         count = len(self._seconds)
         if count == 0:
-            return Throughput(np.nan, np.nan, np.nan)
+            return None
         warm_up = min(count - 1, max(1, int(count * WARM_UP_SHARE)))
         rates = np.divide(self._samples[warm_up:], self._seconds[warm_up:])
         p10, median, p90 = np.percentile(rates, (10, 50, 90)).tolist()

@@ -1,15 +1,15 @@
 """What a run tells as it goes, and what it came to."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from cadence.clock import Clock
-from cadence.measure import Evaluation, PeakMemory, Stopwatch
+from cadence.measure import UNKNOWN, Evaluation, PeakMemory, Stopwatch, Throughput
 from cadence.update import Outcome
 
 
@@ -66,12 +66,19 @@ class Record:
         self._stopwatch = Stopwatch()
         self._evaluation: Evaluation | None = None
         self._evaluated_at: int | None = None
-        self.begin_epoch()
-
-    def begin_epoch(self) -> None:
-        """Start the means of an epoch anew."""
+        self._best_loss = math.inf
+        self._best_at: int | None = None
+        self._before = _Before()
+        self.evaluations_in_vain = 0
+        """Evaluations since the lowest validation loss."""
         self._windows = self._items = 0
         self._total_loss = 0.0
+
+    def begin_epoch(self, clock: Clock) -> None:
+        """Start the means of an epoch anew, unless the run goes on within it."""
+        if clock.batches_of_epoch == 0:
+            self._windows = self._items = 0
+            self._total_loss = 0.0
         self._stopwatch.resume()
 
     def window(self, clock: Clock, samples: int, items: int, outcome: Outcome) -> float:
@@ -92,6 +99,10 @@ class Record:
         """Take in an evaluation that has just ended; its time counts for no window."""
         self._evaluation = evaluation
         self._evaluated_at = clock.samples
+        self.evaluations_in_vain += 1
+        if evaluation.loss < self._best_loss:
+            self._best_loss, self._best_at = evaluation.loss, clock.samples
+            self.evaluations_in_vain = 0
 
     def show(self, clock: Clock, fitted: Fitted) -> None:
         """Show the observers what the run came to so far."""
@@ -102,6 +113,10 @@ class Record:
     def has_evaluated(self, clock: Clock) -> bool:
         """Return whether the model was evaluated as it is now."""
         return self._evaluated_at == clock.samples
+
+    def is_best(self, clock: Clock) -> bool:
+        """Return whether the model as it is now has the lowest validation loss so far."""
+        return self._best_at == clock.samples
 
     def end_epoch(self, clock: Clock) -> None:
         """Refuse an epoch without a mini-batch: the run would never end.
@@ -118,7 +133,7 @@ class Record:
 
     def fitted(self, clock: Clock, step_size: int, microbatch_size: int | None) -> Fitted:
         """Return what the run came to."""
-        throughput = self._stopwatch.throughput()
+        throughput = self._stopwatch.throughput() or self._before.throughput
         evaluation = self._evaluation
         return Fitted(
             step_size=step_size,
@@ -132,7 +147,44 @@ class Record:
             samples_per_second=throughput.samples_per_second,
             samples_per_second_p10=throughput.p10,
             samples_per_second_p90=throughput.p90,
-            peak_memory_mib=self._memory.mib(),
-            seconds=self._stopwatch.mark - self._started,
+            peak_memory_mib=max(self._memory.mib(), self._before.peak_memory_mib),
+            seconds=self._stopwatch.mark - self._started + self._before.seconds,
             device=str(self._device),
         )
+
+    def state(self) -> dict[str, Any]:
+        """Return what a run that goes on needs to know, as plain values."""
+        throughput = self._stopwatch.throughput() or self._before.throughput
+        return {
+            "windows": self._windows,
+            "items": self._items,
+            "total_loss": self._total_loss,
+            "evaluation": self._evaluation and asdict(self._evaluation),
+            "evaluated_at": self._evaluated_at,
+            "best_loss": self._best_loss,
+            "best_at": self._best_at,
+            "evaluations_in_vain": self.evaluations_in_vain,
+            "seconds": perf_counter() - self._started + self._before.seconds,
+            "peak_memory_mib": max(self._memory.mib(), self._before.peak_memory_mib),
+            "throughput": asdict(throughput),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._windows, self._items = state["windows"], state["items"]
+        self._total_loss = state["total_loss"]
+        self._evaluation = state["evaluation"] and Evaluation(**state["evaluation"])
+        self._evaluated_at = state["evaluated_at"]
+        self._best_loss, self._best_at = state["best_loss"], state["best_at"]
+        self.evaluations_in_vain = state["evaluations_in_vain"]
+        self._before = _Before(
+            state["seconds"], state["peak_memory_mib"], Throughput(**state["throughput"])
+        )
+
+
+class _Before(NamedTuple):
+    """What a run measured before it was interrupted."""
+
+    seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+    throughput: Throughput = UNKNOWN

@@ -48,6 +48,12 @@ class TrainerConfig:
     max_seconds: float | None = setting("seconds", above=0, null="no such limit")
     clip_norm: float | None = setting("gradient norm", above=0, null="no clipping")
     evaluate_every: int | None = setting("samples", at_least=1, null="once an epoch")
+    checkpoint_every: int | None = setting(
+        "samples", at_least=1, null="once an epoch, where that is cheap"
+    )
+    patience: int | None = setting(
+        "evaluations without a lower validation loss that end the run", at_least=1, null="never"
+    )
     max_skipped: int = setting("refused updates in a row that are borne", at_least=0)
     detect_anomaly: bool = setting("whether autograd names the operation that made a NaN (slow)")
 
@@ -212,6 +218,7 @@ class TrackConfig:
     )
     run_id: str | None = setting("MLflow run to take over", null="a new one")
     offline: bool = setting("whether MLflow is left alone until python -m src.sync delivers")
+    log_model: bool = setting("whether the trained model is logged as an MLflow model")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -225,6 +232,7 @@ class SweepConfig:
 class Config:
     """All that a run is told. A group without a type here may hold a user's own keys."""
 
+    resume: str | None = setting("a run's folder, or last", null="begin")
     seed: int = setting("seed of weights, shuffling and dropout", at_least=0)
     model: Any = MISSING
     data: Any = MISSING

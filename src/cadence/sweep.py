@@ -305,8 +305,10 @@ def _point(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Point:
 
 
 def _carried(trial: FrozenTrial) -> dict[str, Any]:
-    kept = ("replicate",)
-    return {name: trial.user_attrs[name] for name in kept if name in trial.user_attrs}
+    """Return what a point that is asked again keeps: its replicate, and the folders it was in."""
+    kept = {name: trial.user_attrs[name] for name in ("replicate",) if name in trial.user_attrs}
+    folders = [trial.user_attrs[name] for name in ("folder",) if name in trial.user_attrs]
+    return kept | {"earlier_folders": folders + trial.user_attrs.get("earlier_folders", [])}
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

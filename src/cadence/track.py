@@ -1,66 +1,101 @@
-"""From a run's numbers to MLflow, without making training wait.
+"""From a run's folder to MLflow, without making training wait for it, or end for it.
 
-Values are buffered and a background thread writes them, many at a time: one ``log_metric`` costs
-some 6 ms, more than a window of a small model. The step axis is samples seen, so that curves of
-runs with different step_size (mini-batches per update) lie over each other.
+Every number goes into the folder first (`cadence.logbook`), and from there to MLflow in the
+background (`cadence.delivery`): one ``log_metric`` costs some 6 ms, more than a window of a small
+model, and a server may be slow, restart, or never answer.
 """
 
 import logging
-import socket
-import threading
-import time
+import os
+import shlex
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from uuid import uuid4
 
 import mlflow
-from filelock import FileLock
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from sqlalchemy.engine import make_url
+from mlflow.utils.validation import (
+    MAX_ENTITY_KEY_LENGTH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_PARAMS_TAGS_PER_BATCH,
+    path_not_unique,
+    validate_param_and_metric_name,
+)
+from sqlalchemy.exc import SQLAlchemyError
 
+from cadence import address
 from cadence.clock import Clock
+from cadence.delivery import Courier, Delivery, DeliveryError
+from cadence.journal import Journal, Point
+from cadence.logbook import Logbook, milliseconds
+from cadence.manifest import Delivered, Manifest
 from cadence.record import Fitted
+from cadence.redaction import in_one_line, redacted
 from cadence.update import Outcome
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 5.0
-"""How long a value may wait before it is written."""
+RUN_KEY = "cadence.run_key"
+"""The tag by which a run is found again; see `cadence.manifest.Manifest.key`."""
 
-BATCH = 1000
-"""Values that MLflow takes in one call."""
+REASON = "cadence.reason"
+"""The tag that tells why a run did not finish."""
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow's UI open the experiment on model training."""
 
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with its own 7 a dead server is noticed in 4 minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URL may hold a password
+}
+"""What MLflow's client reads from the environment alone; what a user sets there stays."""
+
+REFUSALS = (MlflowException, SQLAlchemyError, OSError)
+"""What MLflow's client raises when a server or a database does not take something."""
+
 
 class Tracker:
-    """One MLflow run: a context manager and an observer of training.
+    """One run in MLflow: a context manager and an observer of training.
 
-    Entering creates the run. Leaving writes what is buffered and ends the run: FINISHED, KILLED
-    after an interrupt, FAILED after any other exception, which is never swallowed.
+    Entering makes the run. Leaving writes what is left, gives MLflow
+    `cadence.delivery.END_SECONDS` to take it, and ends the run: FINISHED, KILLED after an
+    interrupt, FAILED after any other exception, which is never swallowed. Everything is in the
+    run's folder before MLflow has it; what MLflow did not take, ``python -m src.sync`` delivers.
 
     Args:
         uri: MLflow's tracking URI.
         experiment: Its name; it is made if it is not there.
         run_name: How the UI calls the run.
+        folder: The run's folder.
         params: The flattened config.
         tags: What else to say of the run, by name.
         texts: Files to keep with the run, by name.
         every: Samples between logged points of ``train/*``, at least 1; the first and the last
             window are always among them.
         run_id: A run that is there already, which is taken over; None = make one.
-        parent: The run that a new one is a child of; None = of none.
+        parent: The run that a new one is a child of. A folder: a multirun's, whose run is found or
+            made on delivery. None = of none.
+        offline: Whether to leave MLflow alone, so that all of it waits for ``src.sync``.
+        resumed_at: The samples from where the session goes on that left this folder. What that
+            logged after them is dropped if MLflow cannot have it, and else not logged again.
+            None = the run begins.
 
     Raises:
-        ValueError: On entering, when nothing answers at ``uri``.
+        ValueError: On entering, when nothing answers at ``uri``, another process is at work in the
+            folder, or points of another run wait there.
     """
 
     def __init__(
@@ -69,90 +104,111 @@ class Tracker:
         experiment: str,
         run_name: str,
         *,
+        folder: Path,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         texts: Mapping[str, str],
         every: int,
         run_id: str | None = None,
-        parent: str | None = None,
+        parent: str | Path | None = None,
+        offline: bool = False,
+        resumed_at: int | None = None,
     ) -> None:
         self._uri = uri
-        self._experiment = experiment
-        self._run_name = run_name
-        self._params = params
-        self._tags = tags
-        self._texts = texts
+        self._folder = folder
         self._every = every
-        self._parent = parent
-        self._latest: tuple[Clock, Outcome] | None = None
-        self._logged = Clock()
-        self._buffer: list[Metric] = []
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._writer = threading.Thread(target=self._write_until_closing, daemon=True)
-        self.run_id = run_id or ""
-        """MLflow's id of the run; empty before one is made."""
+        self._offline = offline
+        self._resumed_at = resumed_at
+        self._manifest = Manifest(
+            key=uuid4().hex,
+            uri=redacted(uri),
+            experiment=experiment,
+            name=run_name,
+            params={name: redacted(_param_text(value)) for name, value in params.items()},
+            tags={name: redacted(value) for name, value in tags.items()},
+            texts={name: redacted(text) for name, text in texts.items()},
+            run_id=run_id,
+            parent=parent if isinstance(parent, str) else None,
+            parent_folder=str(parent) if isinstance(parent, Path) else None,
+        )
+        self._courier: Courier | None = None
+        self.run_id = run_id
+        """MLflow's id of the run; None before one is made."""
 
     def __enter__(self) -> "Tracker":
-        """Create the run and start the writer."""
-        self._client = open_client(self._uri)
+        """Begin the run, in its folder and in MLflow."""
+        server = None if self._offline else Mlflow(self._uri, self._manifest.experiment)
+        self._journal = Journal(self._folder)
         try:
-            self._begin()
-            self._log_params()
-            for name, text in self._texts.items():
-                self._client.log_text(self.run_id, text, name)
-            self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self._uri)
-            self._monitor.start()
-            self._writer.start()
-        except BaseException as error:
-            self._end(error)
-            if isinstance(error, MlflowException | OSError):
-                raise _cannot_log(self._uri, error) from error
+            self._open_folder()
+            if server is not None:
+                self._begin(server)
+            self._logbook = Logbook(
+                self._journal, _Machine().state, every=self._every, resumed_at=self._resumed_at
+            )
+        except BaseException:
+            self._journal.close()
             raise
         return self
 
-    def _begin(self) -> None:
-        """Make the run, or take over the one that is there."""
-        tags = dict(self._tags)
-        if self._parent is not None:
-            tags[MLFLOW_PARENT_RUN_ID] = self._parent
-        if not self.run_id:
-            experiment = experiment_id(self._client, self._uri, self._experiment)
-            run = self._client.create_run(experiment, tags=tags, run_name=self._run_name)
-            self.run_id = run.info.run_id
-            return
-        self._client.update_run(self.run_id, status="RUNNING", name=self._run_name)
-        for name, value in tags.items():
-            self._client.set_tag(self.run_id, name, value)
+    def _open_folder(self) -> None:
+        """Begin a run in the folder, or go on with the one that is there."""
+        done, earlier = Delivered.load(self._folder), Manifest.load(self._folder)
+        self._manifest.began = milliseconds()
+        if self._resumed_at is None:
+            if self._journal.size > done.points:
+                raise ValueError(
+                    f"{self._folder}: numbers of an earlier run wait there for MLflow; deliver "
+                    f"them by {_sync(self._folder)}, or choose another hydra.run.dir="
+                )
+            self._journal.clear()
+            done = Delivered()
+        else:
+            self._journal.rewind(self._resumed_at, keep=done.sending)
+            done = replace(done, described=False, ended=False)
+            if earlier is not None:
+                self._manifest.key, self._manifest.began = earlier.key, earlier.began
+        done.save(self._folder)
+        self._manifest.save(self._folder)
+
+    def _begin(self, server: "Mlflow") -> None:
+        delivery = Delivery(self._folder, self._manifest, self._journal, server)
+        try:
+            delivery.begin(new=self._resumed_at is None)
+        except BaseException as error:
+            self._end(error)
+            if delivery.run_id is not None:
+                Courier(delivery).finish()
+            if isinstance(error, DeliveryError):
+                raise _cannot_log(self._uri, error) from error
+            raise
+        self.run_id = delivery.run_id
+        self._courier = Courier(delivery)
 
     def window(self, clock: Clock, outcome: Outcome) -> None:
         """Keep a window's numbers if a point is due."""
-        first = self._latest is None
-        self._latest = clock, outcome
-        if first or clock.passed(self._every, since=self._logged):
-            self._log_window(clock, outcome)
+        self._logbook.window(clock, outcome)
 
     def evaluation(self, clock: Clock, fitted: Fitted) -> None:
         """Keep an evaluation's numbers, and what the run measures so far."""
-        metrics = {"val/loss": fitted.val_loss}
-        metrics |= {f"val/{name}": value for name, value in fitted.val_metrics.items()}
-        self.log(clock, metrics | _measured(fitted))
+        self._logbook.evaluation(clock, fitted)
 
     def log(self, clock: Clock, metrics: Mapping[str, float]) -> None:
-        """Keep some numbers, to be written soon at the clock's samples."""
-        now = int(time.time() * 1000)
-        points = [Metric(key, value, now, clock.samples) for key, value in metrics.items()]
-        with self._lock:
-            self._buffer += points
+        """Keep some numbers at the clock's samples."""
+        self._logbook.log(clock, metrics)
+
+    def flush(self) -> None:
+        """Write what waits in memory into the run's folder.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        self._logbook.flush()
 
     def finish(self, clock: Clock, fitted: Fitted, files: Sequence[Path]) -> None:
-        """Keep the last numbers of a run, and the files that describe it."""
-        self.log(clock, _measured(fitted))
-        try:
-            for file in files:
-                self._client.log_artifact(self.run_id, str(file))
-        except (MlflowException, OSError) as error:
-            log.warning("MLflow did not take %s (%s)", ", ".join(map(str, files)), error)
+        """Keep the last numbers of a run, and the files in its folder that describe it."""
+        self._logbook.measured(clock, fitted)
+        self._manifest.files = [str(file.relative_to(self._folder)) for file in files]
 
     def __exit__(
         self,
@@ -160,64 +216,24 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write what is left and end the run as it ended."""
-        if self._latest is not None and self._latest[0] != self._logged:
-            self._log_window(*self._latest)
-        self._closing.set()
-        self._writer.join()
+        """Write what is left, deliver it, and end the run as it ended."""
         try:
-            self._monitor.publish_metrics(self._monitor.aggregate_metrics())
-            self._monitor.finish()
-            self._flush()
-        except (MlflowException, OSError) as failure:
-            log.warning("MLflow did not take the last metrics of run %s (%s)", self.run_id, failure)
-        self._end(error)
+            self._logbook.close(goes_on=isinstance(error, KeyboardInterrupt))
+        finally:
+            self._end(error)
+            if self._courier is not None and not self._courier.finish():
+                log.warning(
+                    "MLflow has not taken all of this run; when it answers, deliver the rest by %s",
+                    _sync(self._folder),
+                )
+            self._journal.close()
 
     def _end(self, error: BaseException | None) -> None:
-        """End the run; a server that is gone by now does not hide how the training ended."""
-        if not self.run_id:
-            return
-        try:
-            if error is not None:
-                reason = f"{type(error).__name__}: {error}"
-                self._client.set_tag(self.run_id, "cadence.reason", reason)
-            self._client.set_terminated(self.run_id, status_after(error))
-        except (MlflowException, OSError) as failure:
-            log.warning("MLflow still takes run %s for running (%s)", self.run_id, failure)
-
-    def _log_window(self, clock: Clock, outcome: Outcome) -> None:
-        self._logged = clock
-        self.log(
-            clock,
-            {
-                "train/loss": outcome.loss,
-                "train/grad_norm": outcome.grad_norm,
-                "train/lr": outcome.lr,
-                "train/updates": clock.updates,
-            },
-        )
-
-    def _log_params(self) -> None:
-        params = [Param(key, _param_text(value)) for key, value in self._params.items()]
-        for start in range(0, len(params), 100):  # MLflow takes 100 in one call
-            self._client.log_batch(self.run_id, params=params[start : start + 100])
-
-    def _write_until_closing(self) -> None:
-        while not self._closing.wait(FLUSH_SECONDS):
-            self._flush_or_wait()
-
-    def _flush_or_wait(self) -> None:
-        try:
-            self._flush()
-        except (MlflowException, OSError) as error:
-            log.warning("MLflow took no metrics (%s); they wait, training goes on", error)
-
-    def _flush(self) -> None:
-        while self._buffer:
-            points = self._buffer[:BATCH]
-            self._client.log_batch(self.run_id, metrics=points)
-            with self._lock:
-                del self._buffer[: len(points)]
+        self._manifest.ended = milliseconds()
+        self._manifest.status = status_after(error)
+        if error is not None:
+            self._manifest.reason = redacted(f"{type(error).__name__}: {error}")
+        self._manifest.save(self._folder)
 
 
 def status_after(error: BaseException | None) -> str:
@@ -227,17 +243,133 @@ def status_after(error: BaseException | None) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def _measured(fitted: Fitted) -> dict[str, float]:
-    return {
-        "throughput/samples_per_second": fitted.samples_per_second,
-        "throughput/samples_per_second_p10": fitted.samples_per_second_p10,
-        "throughput/samples_per_second_p90": fitted.samples_per_second_p90,
-        "memory/peak_mib": fitted.peak_memory_mib,
-    }
+class Mlflow:
+    """Where `cadence.delivery` tells runs: an MLflow server or database.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: Its name; it is made if it is not there.
+
+    Raises:
+        ValueError: Nothing answers at ``uri``.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self._client = open_client(uri)
+        self._uri = uri
+        self._experiment = experiment
+
+    def found(self, key: str) -> str | None:
+        """Look for the run by its tag; for this and the others see `cadence.delivery.Server`."""
+        with _delivering():
+            experiment = experiment_id(self._client, self._uri, self._experiment)
+            wanted = f"tags.`{RUN_KEY}` = '{key}'"
+            runs = self._client.search_runs([experiment], wanted, max_results=1)
+            return str(runs[0].info.run_id) if runs else None
+
+    def create(self, manifest: Manifest) -> str:
+        """Make a run in the experiment."""
+        with _delivering():
+            experiment = experiment_id(self._client, self._uri, self._experiment)
+            tags = _tags(manifest)
+            run = self._client.create_run(experiment, manifest.began, tags, manifest.name)
+            return str(run.info.run_id)
+
+    def take_over(self, run_id: str, manifest: Manifest) -> None:
+        """Let the run be RUNNING, under its new name."""
+        with _delivering():
+            self._client.update_run(run_id, "RUNNING", manifest.name)
+
+    def describe(self, run_id: str, manifest: Manifest) -> None:
+        """Take what is new. MLflow never changes a param: a tag tells which ones a resume did."""
+        with _delivering():
+            there = self._client.get_run(run_id).data
+            known, wanted, tags = there.params, manifest.params, _tags(manifest)
+            if changed := [name for name in known if wanted.get(name, known[name]) != known[name]]:
+                changes = (f"{name}: {known[name]} -> {wanted[name]}" for name in changed)
+                tags["cadence.changed_params"] = "; ".join(changes)
+            new = [Param(name, wanted[name]) for name in wanted if name not in known]
+            for start in range(0, max(1, len(new)), MAX_PARAMS_TAGS_PER_BATCH):
+                some = new[start : start + MAX_PARAMS_TAGS_PER_BATCH]
+                told = [RunTag(*tag) for tag in tags.items()]
+                self._client.log_batch(run_id, params=some, tags=told)
+            if REASON in there.tags:  # why the session ended that goes on now
+                self._client.delete_tag(run_id, REASON)
+            for name, text in manifest.texts.items():
+                self._client.log_text(run_id, text, name)
+
+    def send(self, run_id: str, points: Sequence[Point]) -> None:
+        """Take points; those with a name that MLflow cannot have stay in the folder alone."""
+        metrics = [
+            Metric(point.key, point.value, point.timestamp, point.step)
+            for point in points
+            if _can_be_named(point.key)
+        ]
+        with _delivering():
+            self._client.log_batch(run_id, metrics)
+
+    def end(self, run_id: str, manifest: Manifest, files: Sequence[Path]) -> None:
+        """Keep the files as artifacts, and end the run."""
+        with _delivering():
+            for file in files:
+                self._client.log_artifact(run_id, str(file))
+            if manifest.reason is not None:
+                self._client.set_tag(run_id, REASON, manifest.reason)
+            self._client.set_terminated(run_id, manifest.status, manifest.ended)
+
+
+@contextmanager
+def _delivering() -> Iterator[None]:
+    try:
+        yield
+    except REFUSALS as error:
+        raise DeliveryError(f"MLflow takes nothing ({in_one_line(error)})") from error
+
+
+def _tags(manifest: Manifest) -> dict[str, str]:
+    tags = {**manifest.tags, RUN_KEY: manifest.key}
+    if manifest.parent is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = manifest.parent
+    return tags
+
+
+@cache
+def _can_be_named(key: str) -> bool:
+    """Return whether MLflow takes a metric of this name; one that it does not is told once."""
+    takes = (
+        len(key) <= MAX_ENTITY_KEY_LENGTH
+        and validate_param_and_metric_name(key)
+        and not path_not_unique(key)
+    )
+    if not takes:
+        log.warning("%s: MLflow takes no metric of this name; it stays in the run folder", key)
+    return bool(takes)
 
 
 def _param_text(value: Any) -> str:
-    return "null" if value is None else str(value)[:6000]  # MLflow's longest
+    return "null" if value is None else str(value)[:MAX_PARAM_VAL_LENGTH]
+
+
+def _sync(folder: Path) -> str:
+    return f"python -m src.sync {shlex.quote(str(folder))}"
+
+
+class _Machine(SystemMetricsMonitor):
+    """MLflow's measurements of the machine, without its thread and its client."""
+
+    def __init__(self) -> None:
+        _quiet_libraries()
+        gpus = self._initialize_gpu_monitor()
+        self.monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor(), *([gpus] if gpus else [])]
+        self.state()  # the first percentage of a processor's time has no beginning
+
+    def state(self) -> dict[str, float]:
+        """Return what is measured since the last call, by MLflow's names."""
+        self.collect_metrics()
+        state = {f"system/{name}": value for name, value in self.aggregate_metrics().items()}
+        for monitor in self.monitors:
+            monitor.clear_metrics()
+        return state
 
 
 def open_client(uri: str) -> mlflow.MlflowClient:
@@ -246,27 +378,36 @@ def open_client(uri: str) -> mlflow.MlflowClient:
     Raises:
         ValueError: Nothing answers at ``uri``.
     """
-    _check_reachable(uri)
+    address.check(uri)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     _quiet_libraries()
+    with refused(uri), address.one_at_a_time(uri), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the migrations that make a new database
+        return mlflow.MlflowClient(uri)
+
+
+def _quiet_libraries() -> None:
+    """Keep off the console fifty lines of migrations for a new database, and each retry's line."""
+    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+@contextmanager
+def refused(uri: str) -> Iterator[None]:
+    """Turn what MLflow's client raises into a ValueError that names the key and a remedy."""
     try:
-        with _one_at_a_time(uri), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of the migrations that make a new database
-            return mlflow.MlflowClient(uri)
-    except MlflowException as error:
+        yield
+    except REFUSALS as error:
         raise _cannot_log(uri, error) from error
 
 
 def _cannot_log(uri: str, error: Exception) -> ValueError:
     return ValueError(
-        f"track.uri={uri}: MLflow cannot log there ({error}); correct it, or train without by "
-        "track=none"
+        f"track.uri={redacted(uri)}: MLflow cannot log there ({in_one_line(error)}); correct it, "
+        "or train without by track=none"
     )
-
-
-def _one_at_a_time(uri: str) -> AbstractContextManager[Any]:
-    """Keep two processes from making the same SQLite database at once, which MLflow cannot."""
-    database = make_url(uri).database if uri.startswith("sqlite:") else None
-    return nullcontext() if database is None else FileLock(f"{database}.lock")
 
 
 def experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
@@ -278,7 +419,8 @@ def experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, _artifact_folder(uri), EXPERIMENT_TAGS))
+            folder = address.artifact_folder(uri)
+            return str(client.create_experiment(name, folder, EXPERIMENT_TAGS))
         except MlflowException:  # another run may have made it just now
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -290,43 +432,3 @@ def experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
         if experiment.tags.get(key) != value:
             client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(experiment.experiment_id)
-
-
-def _artifact_folder(uri: str) -> str | None:
-    """Return where artifacts go: beside an SQLite file; None = where the server says."""
-    if not uri.startswith("sqlite:"):
-        return None
-    database = make_url(uri).database
-    return None if database is None else (Path(database).resolve().parent / "artifacts").as_uri()
-
-
-def _check_reachable(uri: str) -> None:
-    """Fail at once where MLflow's own client would retry for minutes."""
-    parts = urlsplit(uri)
-    if parts.scheme.startswith("sqlite"):
-        database = make_url(uri).database
-        try:
-            Path(database or ".").resolve().parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"track.uri={uri}: its folder cannot be made ({error}); choose "
-                             "another, or track=none") from error  # fmt: skip
-    elif parts.scheme in ("", "file"):
-        raise ValueError(
-            f"track.uri={uri}: MLflow 3 keeps runs in a database, not in a folder; try "
-            f"track.uri=sqlite:///{Path(parts.path).absolute()}/mlflow.db"
-        )
-    elif parts.scheme in ("http", "https"):
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname or "", port), timeout=5).close()
-        except OSError as error:
-            raise ValueError(
-                f"track.uri={uri}: no MLflow server answers ({error}); start it, correct the "
-                "address, or train without by track=none"
-            ) from error
-
-
-def _quiet_libraries() -> None:
-    """Keep the making of MLflow's database, some fifty lines of migrations, off the console."""
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,7 +1,9 @@
 """The training loop, flat, in the order things happen."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,6 +11,13 @@ from torch.optim import Optimizer
 
 from cadence import device as devices
 from cadence.batch import Batch, first_samples, sample_count
+from cadence.checkpoint import (
+    State,
+    checked_model_state,
+    checked_optimizer_state,
+    random_states,
+    restore_random_states,
+)
 from cadence.clock import Clock, Limits
 from cadence.measure import Evaluation, evaluate
 from cadence.objectives import Objective
@@ -79,6 +88,8 @@ class Trainer:
             scaler=self._scaler,
         )
         self._record = Record(self.device, ())
+        self._restored: State | None = None
+        self._random_of_epoch = random_states()
         self._update = Update(
             optimizer,
             schedule=schedule or constant(),
@@ -105,7 +116,9 @@ class Trainer:
         max_samples: int | None = None,
         max_seconds: float | None = None,
         evaluate_every: int | None = None,
+        patience: int | None = None,
         observers: Sequence[Observer] = (),
+        at_boundary: Callable[[], None] | None = None,
     ) -> Fitted:
         """Train until the first limit is reached, then evaluate.
 
@@ -122,7 +135,12 @@ class Trainer:
             max_seconds: Wall time after which no further window starts; None = no such limit.
             evaluate_every: Samples between evaluations; None = once an epoch. There is always one
                 at the end.
+            patience: Evaluations without a lower validation loss that end the run, at least 1;
+                None = never.
             observers: Shown every window and every evaluation.
+            at_boundary: Called after each window, and at the end of each epoch and the run, with
+                the evaluation due there, when `state` is whole: the place to save it, or to raise
+                what stops the run. None = nothing.
 
         Returns:
             What the run came to.
@@ -135,15 +153,17 @@ class Trainer:
         """
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
         self._record = record = Record(self.device, observers)
+        self._restore_record()
         _warn_of_short_epochs(train_loader, self.step_size)
         self.model.train()
         self._passes.begin(self.model, self.objective)
         self.optimizer.zero_grad()
-        while not limits.reached(self.clock):
+        while not self._is_over(limits, patience):
             _tell(train_loader, "set_epoch", self.clock.epoch)
             _tell(train_loader, "set_window", self.step_size)
-            minibatches = first_samples(train_loader, limits.samples_left(self.clock))
-            record.begin_epoch()
+            minibatches = self._rest_of_epoch(train_loader)
+            minibatches = first_samples(minibatches, limits.samples_left(self.clock))
+            record.begin_epoch(self.clock)
             for window in windows(minibatches, self.step_size):
                 accumulated = self._passes(window, self.step_size)
                 samples = sum(map(sample_count, window))
@@ -157,14 +177,89 @@ class Trainer:
                 stop_if_diverged(self.clock, outcome, self._max_skipped)
                 if evaluate_every and self.clock.passed(evaluate_every, since=before):
                     self._evaluate(val_loader, record)
-                if limits.time_is_up():
+                if self._is_over(limits, patience):
                     break
+                if at_boundary is not None:
+                    at_boundary()
             self.clock = self.clock.after_epoch()
             record.end_epoch(self.clock)
-            if evaluate_every is None:
+            if evaluate_every is None or self._is_over(limits, patience):
                 self._evaluate(val_loader, record)
+            if at_boundary is not None:
+                at_boundary()
         self._evaluate(val_loader, record)
         return self.fitted
+
+    def _is_over(self, limits: Limits, patience: int | None) -> bool:
+        in_vain = self._record.evaluations_in_vain
+        return limits.reached(self.clock) or (patience is not None and in_vain >= patience)
+
+    def _rest_of_epoch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Return the mini-batches of the epoch that are not seen yet, in the random state of then.
+
+        A run that goes on within an epoch draws it again from the state in which it began.
+        """
+        behind, restored = self.clock.batches_of_epoch, self._restored
+        self._restored = None
+        if restored is not None:
+            restore_random_states(restored.random["epoch" if behind else "now"])
+        self._random_of_epoch = random_states()
+        minibatches = iter(loader)
+        for _ in islice(minibatches, behind):
+            pass
+        if restored is not None and behind:
+            restore_random_states(restored.random["now"])
+        return minibatches
+
+    def state(self, config: Mapping[str, Any], mlflow_run_id: str | None = None) -> State:
+        """Return everything the run needs to go on, between two windows.
+
+        Args:
+            config: The flattened config, which whoever goes on is compared with.
+            mlflow_run_id: The run in MLflow; None = it is not tracked.
+        """
+        return State(
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=None if self._scaler is None else self._scaler.state_dict(),
+            clock=self.clock,
+            random={"epoch": self._random_of_epoch, "now": random_states()},
+            record=self._record.state(),
+            config=dict(config),
+            mlflow_run_id=mlflow_run_id,
+        )
+
+    def restore(self, state: State) -> None:
+        """Take over where a run was, so that the next `fit` goes on as if it had never stopped.
+
+        Args:
+            state: What `state` returned, or `cadence.checkpoint.read`.
+
+        Raises:
+            ValueError: It is of another model or optimizer.
+        """
+        model_state = checked_model_state(self.model, state)
+        optimizer_state = checked_optimizer_state(self.optimizer, state)
+        groups = self.optimizer.param_groups
+        chosen = [{key: group[key] for key in group if key != "params"} for group in groups]
+        self.model.load_state_dict(model_state)
+        self.optimizer.load_state_dict(optimizer_state)
+        for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(options)  # the moments are the run's, the learning rate is this trainer's
+        if self._scaler is not None and state.scaler is not None:
+            self._scaler.load_state_dict(state.scaler)
+        self.clock = state.clock
+        self._restored = state
+        self._restore_record()
+
+    def _restore_record(self) -> None:
+        if self._restored is not None:
+            self._record.restore(self._restored.record)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the model as it is now has the lowest validation loss so far."""
+        return self._record.is_best(self.clock)
 
     @property
     def fitted(self) -> Fitted:

@@ -29,10 +29,14 @@ class EpochOrder(Sampler[Any]):
         self.batch_size = batch_size
         self._seed = seed
         self._epoch = 0
+        self.worker_seeds = torch.Generator()
+        """What a DataLoader draws its workers' seeds from, anew in each epoch."""
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order comes next."""
         self._epoch = epoch
+        self.worker_seeds.manual_seed(self._mixed_seed())
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of each mini-batch."""
@@ -50,10 +54,13 @@ class EpochOrder(Sampler[Any]):
     def _order(self) -> Int[Tensor, " samples"]:
         if self._seed is None:
             return torch.arange(self._samples)
-        # Mixed, not added: seed 1 in epoch 0 must not be seed 0 in epoch 1.
-        mixed = np.random.SeedSequence([self._seed, self._epoch]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(mixed[0] >> 1))
+        generator = torch.Generator().manual_seed(self._mixed_seed())
         return torch.randperm(self._samples, generator=generator)
+
+    def _mixed_seed(self) -> int:
+        # Mixed, not added: seed 1 in epoch 0 must not be seed 0 in epoch 1.
+        mixed = np.random.SeedSequence([self._seed or 0, self._epoch])
+        return int(mixed.generate_state(1, np.uint64)[0] >> 1)
 
 
 class InMemoryLoader(DataLoader[Samples]):
@@ -125,5 +132,5 @@ def loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(shuffle_seed or 0),
+        generator=order.worker_seeds,
     )

@@ -35,7 +35,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 """What a sampler's ``_target_`` may be."""
 
-NOT_ASKED = ("track.", "sweep.")
+NOT_ASKED = ("track.", "sweep.", "resume")
 """Keys that may differ between the sessions of one sweep."""
 
 SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
@@ -43,6 +43,9 @@ SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
 
 SUBDIR = "trials/${hydra.job.num}"
 """Where a trial's run folder is, within the sweep's."""
+
+LAST = "checkpoints/last.pt"
+"""What a run folder has once there is something to go on from."""
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +239,9 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         links = []
         if replicate := trial.user_attrs.get("replicate", 0):
             links.append(f"seed={self._config.seed + replicate}")
+        earlier = (Path(folder) for folder in trial.user_attrs.get("earlier_folders", ()))
+        if begun := next((folder for folder in earlier if (folder / LAST).exists()), None):
+            links.append(f"resume='{begun}'")  # it goes on where the sweep before it died
         if self._lineage is not None:
             run_id = self._lineage.child(trial.number)
             trial.set_user_attr("mlflow_run_id", run_id)

@@ -1,0 +1,39 @@
+"""A trained model as MLflow keeps models: loadable by name, with its signature and an example."""
+
+import logging
+from importlib.metadata import version
+
+import mlflow
+import torch
+from mlflow.models import infer_signature
+from torch import Tensor, nn
+
+
+def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
+    """Log a model with a run, so that ``mlflow.pytorch.load_model`` loads it.
+
+    Args:
+        uri: MLflow's tracking URI.
+        run_id: The run.
+        model: The model, as it is; it is logged in evaluation mode.
+        inputs: A few samples' inputs, on any device: its example, and where its signature is from.
+
+    Returns:
+        What `mlflow.pytorch.load_model` takes.
+    """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model.eval()
+    with torch.inference_mode():
+        outputs = model(inputs.to(device))
+    example = inputs.cpu().numpy()
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pytorch.log_model(
+            model,
+            name="model",
+            signature=infer_signature(example, outputs.float().cpu().numpy()),
+            input_example=example,
+            pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
+        )
+    return str(logged.model_uri)

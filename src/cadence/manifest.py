@@ -1,0 +1,87 @@
+"""What a server is to be told of a run, and what it was told: two small files in the run's folder.
+
+With the journal they are enough to make the run on a server that never heard of it. No secret is in
+them.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE = "tracking.json"
+DELIVERED = "delivered.json"
+
+
+@dataclass(kw_only=True, slots=True)
+class Manifest:
+    """What a server is to be told of a run, its points apart."""
+
+    key: str
+    """The run's own name for itself, by which a server that made it is asked for it."""
+    uri: str
+    """Where it is told, redacted."""
+    experiment: str
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    texts: dict[str, str]
+    """Files to keep with the run, by name."""
+    run_id: str | None = None
+    """A run on the server to take over; None = make one."""
+    parent: str | None = None
+    """The run on the server that a new one is a child of; None = of none."""
+    parent_folder: str | None = None
+    """The folder of the multirun whose run is the parent, not made yet; None = there is none."""
+    began: int = 0
+    """Milliseconds since 1970, as in `ended`."""
+    ended: int | None = None
+    """None = it is running, or its process died."""
+    status: str | None = None
+    """FINISHED, FAILED or KILLED; None = it is running, or its process died."""
+    reason: str | None = None
+    """Why it did not finish; None = it did, or nothing is known."""
+    files: list[str] = field(default_factory=list)
+    """Files that describe how it ended, by their path in the run's folder."""
+
+    def save(self, folder: Path) -> None:
+        """Keep it in the run's folder, whole or not at all."""
+        _write(folder / FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest | None":
+        """Return what the run's folder keeps; None = nothing."""
+        file = folder / FILE
+        return cls(**json.loads(file.read_text())) if file.exists() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """How much of a run a server has taken."""
+
+    run_id: str | None = None
+    """The run's id there; None = it is not there, as far as is known."""
+    described: bool = False
+    """Whether it has the params, tags and texts."""
+    sending: int = 0
+    """Bytes of the journal that it may have taken: some were sent, and no answer is noted."""
+    points: int = 0
+    """Bytes of the journal that it has taken."""
+    ended: bool = False
+    """Whether it knows how the run ended, and has the files that describe it."""
+
+    def save(self, folder: Path) -> None:
+        """Keep it in the run's folder, whole or not at all."""
+        _write(folder / DELIVERED, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Delivered":
+        """Return what the run's folder keeps; nothing was taken where there is nothing."""
+        file = folder / DELIVERED
+        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+
+
+def _write(file: Path, told: dict[str, Any]) -> None:
+    part = file.with_suffix(".json.part")
+    part.write_text(json.dumps(told, indent=2) + "\n")
+    part.replace(file)

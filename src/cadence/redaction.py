@@ -1,0 +1,69 @@
+"""Passwords and tokens stay in memory: out of logs, files, messages and MLflow."""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+HIDDEN = "***"
+"""What stands where a secret was."""
+
+_PASSWORD = re.compile(r'(://[^\s:/@"]*:)[^\s"]*@')
+"""What is between the colon and the last @ of an address; a raw password may hold / and @."""
+
+_TOKEN = re.compile(
+    r"([?&;][\w.%-]*(?:password|passwd|pwd|secret|token|key|credential|signature|sig)\\?=)"
+    r"[^\s\"'&;#]+",
+    re.IGNORECASE,
+)
+"""The value of a query parameter whose name says that it is secret; Hydra writes = as \\=."""
+
+
+def redacted(text: str) -> str:
+    """Return a text in which ``***`` stands for each password and token of an address.
+
+    ``scheme://user:PASSWORD@host`` and ``?token=TOKEN`` (also ``password``, ``secret``, ``key``,
+    ``sig``, and names that end so) are recognised, anywhere in the text. What only looks like one
+    is hidden as well, such as a port that an @ follows in the same word.
+    """
+    return _TOKEN.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1{HIDDEN}@", text))
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an error says, in one line without secrets."""
+    return redacted(" ".join(str(error).split())) or type(error).__name__
+
+
+def redact_files(files: Iterable[Path]) -> None:
+    """Rewrite the text files that hold a secret, each whole or not at all."""
+    for file in files:
+        text = file.read_text()
+        clean = redacted(text)
+        if clean != text:
+            part = file.with_name(f"{file.name}.part")
+            part.write_text(clean)
+            part.replace(file)
+
+
+def redact_logs() -> None:
+    """From now on let no log record of this process, tracebacks included, show a secret."""
+    logging.setLogRecordFactory(_RedactedRecord)
+
+
+class _RedactedRecord(logging.LogRecord):
+    """A log record that is redacted where every handler formats it."""
+
+    _trace: str | None = None
+
+    def getMessage(self) -> str:  # noqa: N802
+        """Return the message."""
+        return redacted(super().getMessage())
+
+    @property
+    def exc_text(self) -> str | None:
+        """The formatted traceback, which the first formatter leaves here for the others."""
+        return self._trace
+
+    @exc_text.setter
+    def exc_text(self, text: str | None) -> None:
+        self._trace = None if text is None else redacted(text)

@@ -1,0 +1,65 @@
+"""Tell what a run's best model is worth on its held-out data.
+
+    python -m src.evaluate run=mlruns/runs/2026-11-22/16-27-19-882000
+    python -m src.evaluate run=last device=cuda
+
+Further overrides win over those that the run began with.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import execution_whitelist
+
+from cadence import config as configs
+from src.build import build
+from src.errors import errors_in_one_line
+from src.resume import CHECKPOINTS, began_with, run_folder
+from src.train import ROOT, TRUSTED_TARGETS
+
+USAGE = "usage: python -m src.evaluate run=<run folder, or last> [overrides]"
+
+
+def evaluate(folder: Path, overrides: list[str]) -> None:
+    """Print the held-out metrics of a run's best checkpoint, or of its last where none is best.
+
+    Raises:
+        ConfigError: The config is impossible, or has no held-out data.
+        ValueError: The checkpoint cannot be read, or is of another model.
+    """
+    from cadence.checkpoint import BEST, LAST, read
+    from cadence.console import open_console, print_evaluation
+
+    with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
+        settings = configs.checked(compose("config", [*began_with(folder), *overrides]))
+        run = build(settings)
+    if run.val_loader is None:
+        raise configs.ConfigError("data: there is no held-out data to evaluate on")
+    best = folder / CHECKPOINTS / BEST
+    file = best if best.exists() else folder / CHECKPOINTS / LAST
+    state = read(file)
+    run.trainer.restore(state)
+    evaluation = run.trainer.evaluate(run.val_loader)
+    print_evaluation(evaluation, file, state.clock.samples, open_console())
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr and exit code 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    given = sys.argv[1:]
+    if {"-h", "--help"} & {*given}:
+        print(f"{__doc__}\n{USAGE}")
+        return
+    runs = [argument.removeprefix("run=") for argument in given if argument.startswith("run=")]
+    with errors_in_one_line():
+        if not runs:
+            raise configs.ConfigError(f"run= is missing; {USAGE}")
+        overrides = [argument for argument in given if not argument.startswith("run=")]
+        folder = run_folder("run", runs[-1], ROOT / "mlruns" / "runs")
+        evaluate(folder, overrides)
+
+
+if __name__ == "__main__":
+    main()

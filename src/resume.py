@@ -1,0 +1,118 @@
+"""Where a run goes on: its folder, its overrides, and what may differ from then.
+
+python -m src.train resume=mlruns/runs/2026-11-22/16-27-19-882000
+python -m src.train resume=last trainer.max_epochs=80
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from cadence.config import ConfigError
+
+if TYPE_CHECKING:
+    from cadence.checkpoint import State
+
+log = logging.getLogger(__name__)
+
+KEY = "resume="
+CHECKPOINTS = "checkpoints"
+OVERRIDES = ".hydra/overrides.yaml"
+
+FREE = (
+    "resume",
+    "track.",
+    "sweep",
+    "debug",
+    "trainer.step_size",
+    "trainer.microbatch_size",
+    "trainer.max_",
+    "trainer.evaluate_every",
+    "trainer.checkpoint_every",
+    "trainer.patience",
+    "trainer.detect_anomaly",
+    "device.name",
+    "device.threads",
+    "device.keep_memory",
+    "device.compile",
+    "data.workers",
+)
+"""Keys that may differ from those the run began with; each change is said."""
+
+
+def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
+    """Return a command line that goes on where ``resume=`` says, in that run's own folder.
+
+    The overrides that the run began with come first, so that those given now win.
+
+    Args:
+        arguments: What the user typed.
+        runs: Where the run folders are, for ``resume=last``.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    given = [argument for argument in arguments if argument.startswith(KEY)]
+    wanted = given[-1].removeprefix(KEY) if given else "null"
+    if wanted in ("null", ""):
+        return list(arguments)
+    folder = run_folder("resume", wanted, runs)
+    now = [argument for argument in arguments if argument not in given]
+    return [*began_with(folder), *now, f"{KEY}'{folder}'", f"hydra.run.dir='{folder}'"]
+
+
+def run_folder(key: str, wanted: str, runs: Path) -> Path:
+    """Return the folder of a run.
+
+    Args:
+        key: What an error calls it.
+        wanted: Its path, or ``last``: the run that was started last.
+        runs: Where the run folders are, for ``last``.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    if wanted == "last":
+        overrides = sorted(runs.glob(f"*/*/{OVERRIDES}"), key=lambda file: file.stat().st_mtime)
+        if not overrides:
+            raise ConfigError(f"{key}=last: there is no run in {runs} yet; give a run's folder")
+        return overrides[-1].parents[1]
+    folder = Path(wanted.strip("'\"")).absolute()
+    if not (folder / OVERRIDES).is_file():
+        raise ConfigError(
+            f"{key}={wanted}: {folder} is no run folder (it has no {OVERRIDES}); give the folder "
+            "of a run, or last"
+        )
+    return folder
+
+
+def began_with(folder: Path) -> list[str]:
+    """Return the overrides that a run began with."""
+    overrides = OmegaConf.load(folder / OVERRIDES)
+    return [str(override) for override in overrides if not str(override).startswith(KEY)]
+
+
+def check_changes(state: "State", now: Mapping[str, Any]) -> None:
+    """Say what differs from the config that a run began with, and refuse what may not.
+
+    Raises:
+        ConfigError: It would be another training.
+    """
+    was = state.config
+    changed = [
+        f"{key}: was {was.get(key, 'absent')}, now {now.get(key, 'absent')}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key, "absent") != now.get(key, "absent")
+    ]
+    refused = [change for change in changed if not change.startswith(FREE)]
+    if refused:
+        raise ConfigError(
+            f"resume: it would be another training ({'; '.join(refused)}); give what the run began "
+            "with, or begin a new one without resume="
+        )
+    for change in changed:
+        if not change.startswith(("resume", "track.")):
+            log.warning("resume: %s", change)

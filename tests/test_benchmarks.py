@@ -1,0 +1,68 @@
+"""The benchmarks run to their end and print their tables; how fast they are is not asked here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def printed(module: str, *arguments: str) -> str:
+    """Return what a benchmark prints."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_memory_prints_its_tables_and_draws(tmp_path: Path) -> None:
+    picture = tmp_path / "memory.png"
+
+    lines = printed("memory", "--quick", "--out", str(picture)).splitlines()
+
+    assert "**Peak memory above the start of training, MiB**" in lines
+    assert any(line.startswith("| step_size | cadence, memory kept |") for line in lines)
+    assert "| under the limit | samples at once | outcome |" in lines
+    whole, cadence = (
+        next(line for line in lines if line.startswith(start))
+        for start in ("| one pass a window | 256 |", "| cadence | 8 |")
+    )
+    assert "can't allocate memory" in whole
+    assert "trains 256 samples an update (32 x 8)" in cadence
+    assert picture.read_bytes().startswith(PNG)
+
+
+@pytest.mark.slow
+def test_scaling_prints_its_tables_and_draws(tmp_path: Path) -> None:
+    picture = tmp_path / "scaling.png"
+
+    lines = printed("scaling", "--quick", "--out", str(picture)).splitlines()
+
+    for heading in ("samples", "parameters", "journal", "tracker's calls", "until MLflow has them"):
+        assert f"| {heading} | seconds | microseconds each |" in lines
+    assert "| step_size | seconds |" in lines
+    assert sum(line.startswith("exponent ") for line in lines) == 6
+    assert picture.read_bytes().startswith(PNG)
+
+
+@pytest.mark.slow
+def test_throughput_prints_its_table() -> None:
+    pytest.importorskip("lightning")
+    pytest.importorskip("accelerate")
+
+    lines = printed("throughput", "--quick", "--jobs", "mlp", "--step-sizes", "2").splitlines()
+
+    assert any(line.startswith("**digits MLP**") for line in lines)
+    assert any(line.startswith("| step_size | tight, samples/s |") for line in lines)
+
+
+@pytest.mark.slow
+def test_overhead_prints_its_difference() -> None:
+    lines = printed("overhead", "--trials", "4", "--rounds", "1").splitlines()
+
+    assert any(line.startswith("difference of medians:") for line in lines)

@@ -1,0 +1,365 @@
+"""Going on: a run that was interrupted anywhere ends as one that was not, bit for bit."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from conftest import ROOT, CommandLine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import as_a_user_calls_it, cut, regression_pair, same, weights
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.utils.data import DataLoader, TensorDataset
+
+from cadence import Trainer
+from cadence.checkpoint import Checkpoints, latest, read
+from cadence.clock import Clock
+from cadence.data import TensorData, loader
+from cadence.objectives import Regression
+from cadence.record import Fitted
+from cadence.schedule import cosine
+from cadence.update import Outcome
+
+
+class StoppedError(Exception):
+    """The run was interrupted here."""
+
+
+class Seen:
+    """An observer that keeps every number it is shown."""
+
+    def __init__(self) -> None:
+        self.numbers: list[tuple[Any, ...]] = []
+
+    def window(self, clock: Clock, outcome: Outcome) -> None:
+        self.numbers.append((clock, outcome))
+
+    def evaluation(self, clock: Clock, fitted: Fitted) -> None:
+        self.numbers.append((clock, fitted.train_loss, fitted.val_loss))
+
+
+def trainer_of(seed: int, **settings: Any) -> Trainer:
+    """Return a trainer of a model that draws random numbers, with moments and a schedule."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model.double()
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    chosen = {"schedule": cosine(200, 20, 0.1), "clip_norm": 1.0, **settings}
+    return Trainer(model, optimizer, Regression(), 3, "cpu", **chosen)
+
+
+def unseeded_loader() -> DataLoader[Any]:
+    """Return a user's own loader, which shuffles by torch's global random numbers."""
+    pair = regression_pair(38)
+    return DataLoader(TensorDataset(pair.inputs, pair.targets), batch_size=4, shuffle=True)
+
+
+def seeded_loader() -> DataLoader[Any]:
+    return loader(TensorData(*regression_pair(38)), 4, shuffle_seed=5)
+
+
+LOADERS = {"cadence's loader": seeded_loader, "torch's own shuffle": unseeded_loader}
+HELD_OUT = cut(regression_pair(10), [4, 4, 2])
+
+
+@pytest.mark.parametrize("make_loader", LOADERS.values(), ids=LOADERS)
+@settings(max_examples=20)
+@given(
+    stop_at=st.integers(1, 14),
+    limits=st.sampled_from([{"epochs": 4}, {"max_samples": 100}, {"epochs": 4, "patience": 2}]),
+    evaluate_every=st.sampled_from([None, 10, 50]),
+)
+def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_loader: Any,
+    stop_at: int,
+    limits: dict[str, int],
+    evaluate_every: int | None,
+) -> None:
+    with as_a_user_calls_it():  # the type checker of the tests draws random numbers itself
+        undisturbed, whole = trainer_of(0), Seen()
+        expected = undisturbed.fit(
+            make_loader(), HELD_OUT, **limits, evaluate_every=evaluate_every, observers=[whole]
+        )
+
+        stopped, parts = trainer_of(0), Seen()
+        folder = tmp_path_factory.mktemp("checkpoints")
+        boundaries = 0
+
+        def stop() -> None:
+            nonlocal boundaries
+            boundaries += 1
+            if boundaries == stop_at:
+                with Checkpoints(folder) as checkpoints:
+                    checkpoints.save(stopped.state({}), best=False)
+                raise StoppedError
+
+        try:
+            found = stopped.fit(
+                make_loader(),
+                HELD_OUT,
+                **limits,
+                evaluate_every=evaluate_every,
+                observers=[parts],
+                at_boundary=stop,
+            )
+        except StoppedError:
+            torch.manual_seed(99)  # what happens in between leaves no trace
+            resumed = trainer_of(1)
+            resumed.restore(latest(folder))
+            found = go_on(resumed, make_loader(), limits, evaluate_every, parts)
+            stopped = resumed
+
+    assert same(weights(stopped.model), weights(undisturbed.model))
+    assert same(stopped.model.buffers(), undisturbed.model.buffers())
+    assert stopped.clock == undisturbed.clock
+    assert parts.numbers == whole.numbers
+    assert (found.train_loss, found.val_loss) == (expected.train_loss, expected.val_loss)
+
+
+def go_on(
+    trainer: Trainer,
+    data: DataLoader[Any],
+    limits: dict[str, int],
+    evaluate_every: int | None,
+    seen: Seen,
+) -> Fitted:
+    left = dict(limits)
+    if "epochs" in left:
+        left["epochs"] -= trainer.clock.epoch
+    if "max_samples" in left:
+        left["max_samples"] -= trainer.clock.samples
+    if min(value for name, value in left.items() if name != "patience") == 0:
+        return trainer.fitted
+    return trainer.fit(data, HELD_OUT, **left, evaluate_every=evaluate_every, observers=[seen])
+
+
+def test_the_loss_scale_of_float16_goes_on() -> None:
+    data = [pair.inputs.float() for pair in cut(regression_pair(8), [4, 4])]
+    pairs = [(part, part.sum(1, keepdim=True)) for part in data]
+    model = nn.Linear(3, 1)
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.01), Regression(), 1, precision="fp16")
+    trainer.fit(pairs, epochs=2)
+    state = trainer.state({})
+
+    other = nn.Linear(3, 1)
+    resumed = Trainer(other, SGD(other.parameters(), lr=0.01), Regression(), 1, precision="fp16")
+    resumed.restore(state)
+
+    assert state.scaler is not None
+    assert resumed.state({}).scaler == state.scaler
+
+
+def test_a_checkpoint_gives_the_moments_and_the_trainer_the_learning_rate() -> None:
+    first = trainer_of(0)
+    first.fit(seeded_loader(), epochs=1)
+    second = trainer_of(1)
+    second.optimizer.param_groups[0]["betas"] = (0.8, 0.9)
+
+    second.restore(first.state({}))
+
+    assert second.optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+    moments = [state["exp_avg"] for state in second.optimizer.state.values()]
+    assert same(moments, [state["exp_avg"] for state in first.optimizer.state.values()])
+
+
+def test_patience_ends_a_run_after_so_many_evaluations_without_a_lower_loss() -> None:
+    model = nn.Linear(3, 1).double()
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.0), Regression(), 1, "cpu")
+    seen = Seen()
+
+    trainer.fit(seeded_loader(), HELD_OUT, epochs=50, patience=3, observers=[seen])
+
+    evaluations = [numbers for numbers in seen.numbers if len(numbers) == 3]
+    assert len(evaluations) == 4  # the first is the best, and three more are in vain
+    assert trainer.clock.epoch == 4
+
+
+RUN = (
+    "experiment=digits_mlp",
+    "model.hidden=[16]",
+    "trainer.max_epochs=40",
+    "trainer.checkpoint_every=500",
+    "trainer.evaluate_every=2000",
+    "track.every=400",
+)
+CURVES = ("train/loss", "train/grad_norm", "train/lr", "train/updates", "val/loss", "val/accuracy")
+
+
+def curves(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    client = mlflow.MlflowClient(uri)
+    return {
+        name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+        for name in CURVES
+    }
+
+
+def started(arguments: Sequence[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "src.train", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_killed_run_goes_on_to_the_same_weights_and_curves_in_the_same_places(
+    command: CommandLine,
+    tmp_path: Path,
+    tracking_uri: str,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    arguments = [*RUN, f"track.uri={tracking_uri}"]
+    undisturbed = tmp_path / "undisturbed"
+    folder = tmp_path / "killed"
+    assert command(*arguments, f"hydra.run.dir={undisturbed}").returncode == 0
+    dying = started([*arguments, f"hydra.run.dir={folder}"])
+    while not (folder / "checkpoints" / "previous.pt").exists():
+        assert dying.poll() is None
+        time.sleep(0.002)
+    dying.send_signal(number)
+    dying.communicate(timeout=120)
+    assert dying.returncode == code
+    was = latest(folder / "checkpoints")
+    client = mlflow.MlflowClient(tracking_uri)
+    assert was.mlflow_run_id is not None
+    expected = "RUNNING" if number == signal.SIGKILL else "KILLED"
+    assert client.get_run(was.mlflow_run_id).info.status == expected
+
+    ended = command(f"resume={folder}")
+
+    assert ended.returncode == 0, ended.stderr
+    theirs, ours = (read(each / "checkpoints" / "last.pt") for each in (undisturbed, folder))
+    assert was.clock.samples < ours.clock.samples
+    assert ours.clock == theirs.clock
+    assert same(ours.model.values(), theirs.model.values())
+    assert ours.mlflow_run_id == was.mlflow_run_id
+    assert client.get_run(ours.mlflow_run_id).info.status == "FINISHED"
+    assert curves(tracking_uri, ours.mlflow_run_id) == curves(
+        tracking_uri, str(theirs.mlflow_run_id)
+    )
+
+
+def test_the_best_model_of_a_run_is_evaluated_as_the_run_found_it(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert command("optimizer.lr=0.1", "trainer.max_epochs=6", "track=none").returncode == 0
+    best = read(folder / "checkpoints" / "best.pt")
+
+    ended = command(f"run={folder}", module="src.evaluate")
+    nothing = command(module="src.evaluate")
+
+    assert ended.returncode == 0, ended.stderr
+    assert best.record["best_loss"] == best.record["evaluation"]["loss"]
+    assert ended.stdout == (
+        f"checkpoint    {folder}/checkpoints/best.pt, after {best.clock.samples:,} samples\n"
+        "held out      360 samples, 360 items\n"
+        f"val loss      {best.record['best_loss']:.4f}\n"
+        f"val accuracy  {best.record['evaluation']['metrics']['accuracy']:.4f}\n"
+    )
+    assert nothing.returncode == 1
+    assert nothing.stderr == (
+        "error: run= is missing; usage: python -m src.evaluate run=<run folder, or last> "
+        "[overrides]\n"
+    )
+
+
+def test_a_logged_model_is_loaded_by_mlflow_and_computes_what_was_trained(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    ended = command("trainer.max_epochs=1", f"track.uri={tracking_uri}", "track.log_model=true")
+    assert ended.returncode == 0, ended.stderr
+    state = read(tmp_path / "run" / "checkpoints" / "last.pt")
+
+    mlflow.set_tracking_uri(tracking_uri)
+    model = mlflow.pytorch.load_model(f"runs:/{state.mlflow_run_id}/model")
+    signature = mlflow.models.get_model_info(f"runs:/{state.mlflow_run_id}/model").signature
+
+    assert same(model.state_dict().values(), state.model.values())
+    assert signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    assert signature.outputs.inputs[0].shape == (-1, 10)
+    run = mlflow.MlflowClient(tracking_uri).get_run(str(state.mlflow_run_id))
+    assert run.info.status == "FINISHED"
+
+
+def test_a_run_is_extended_by_a_higher_limit_and_may_take_another_step_size(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run folder"
+    short = ("trainer.max_epochs=2", "track=none", f"hydra.run.dir='{folder}'")
+    assert command(*short).returncode == 0
+
+    ended = command(f"resume={folder}")
+    longer = command(f"resume={folder}", "trainer.max_epochs=3", "trainer.step_size=5")
+
+    assert ended.returncode == 0, ended.stderr
+    assert "the run had come to its end; a higher limit" in ended.stderr
+    assert longer.returncode == 0, longer.stderr
+    assert "resume: trainer.max_epochs: was 2, now 3" in longer.stderr
+    assert "resume: trainer.step_size: was 2, now 5" in longer.stderr
+    clock = latest(folder / "checkpoints").clock
+    assert (clock.epoch, clock.samples, clock.updates) == (3, 3 * 1437, 2 * 23 + 9)
+
+
+@pytest.mark.parametrize(
+    ("given_now", "message"),
+    [
+        (
+            ["optimizer.lr=0.1"],
+            "error: resume: it would be another training (optimizer.lr: was 0.001, now 0.1); give "
+            "what the run began with, or begin a new one without resume=\n",
+        ),
+        (
+            ["model.hidden=[8]"],
+            "error: resume: it would be another training (model.hidden: was [128], now [8]); give "
+            "what the run began with, or begin a new one without resume=\n",
+        ),
+    ],
+)
+def test_a_resume_that_would_train_something_else_is_refused(
+    command: CommandLine, tmp_path: Path, given_now: list[str], message: str
+) -> None:
+    folder = tmp_path / "run"
+    assert command("trainer.max_epochs=1", "track=none").returncode == 0
+    before = (folder / "checkpoints" / "last.pt").read_bytes()
+
+    ended = command(f"resume={folder}", *given_now)
+
+    assert ended.returncode == 1
+    assert ended.stderr == message
+    assert (folder / "checkpoints" / "last.pt").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_and_a_damaged_checkpoint_are_clear_errors(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    nowhere = command(f"resume={tmp_path}/nowhere")
+    assert command("trainer.max_epochs=1", "track=none").returncode == 0
+    for file in (tmp_path / "run" / "checkpoints").iterdir():
+        file.write_bytes(file.read_bytes()[:1000])
+
+    damaged = command(f"resume={tmp_path}/run")
+
+    assert nowhere.returncode == damaged.returncode == 1
+    assert nowhere.stderr == (
+        f"error: resume={tmp_path}/nowhere: {tmp_path}/nowhere is no run folder (it has no "
+        ".hydra/overrides.yaml); give the folder of a run, or last\n"
+    )
+    assert re.fullmatch(
+        rf"error: checkpoint {tmp_path}/run/checkpoints/last.pt: .*\n", damaged.stderr
+    )
