@@ -1,5 +1,6 @@
 """Going on: a run that was interrupted anywhere ends as one that was not, bit for bit."""
 
+import os
 import re
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from cadence.objectives import Regression
 from cadence.record import Fitted
 from cadence.schedule import cosine
 from cadence.update import Outcome
+from src.resume import with_resume
 
 
 class StoppedError(Exception):
@@ -214,7 +216,12 @@ def started(arguments: Sequence[str]) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [
+        (signal.SIGKILL, -9),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_weights_and_curves_in_the_same_places(
     command: CommandLine,
@@ -252,6 +259,25 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_curves_in_the_same_places(
     assert curves(tracking_uri, ours.mlflow_run_id) == curves(
         tracking_uri, str(theirs.mlflow_run_id)
     )
+
+
+def test_resume_last_is_the_run_that_was_started_last_with_its_own_overrides_first(
+    tmp_path: Path,
+) -> None:
+    for number, name in enumerate(["2026-01-01/older", "2026-01-02/newer"]):
+        overrides = tmp_path / name / ".hydra" / "overrides.yaml"
+        overrides.parent.mkdir(parents=True)
+        overrides.write_text("- model=cnn\n- resume='elsewhere'\n- trainer.max_epochs=40\n")
+        os.utime(overrides, (number, number))
+
+    found = with_resume(["resume=last", "trainer.max_epochs=80"], tmp_path)
+
+    newer = tmp_path / "2026-01-02" / "newer"
+    assert found == [
+        *("model=cnn", "trainer.max_epochs=40", "trainer.max_epochs=80"),
+        *(f"resume='{newer}'", f"hydra.run.dir='{newer}'"),
+    ]
+    assert with_resume(["model=cnn"], tmp_path) == ["model=cnn"]
 
 
 def test_the_best_model_of_a_run_is_evaluated_as_the_run_found_it(
