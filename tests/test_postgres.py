@@ -104,6 +104,7 @@ def test_a_sweep_in_postgresql_goes_on_as_one_in_sqlite_does(
 
 
 @needs_postgres
+@pytest.mark.slow
 def test_a_second_host_is_kept_out_of_a_study_in_postgresql(
     command: CommandLine, tmp_path: Path, postgres: str
 ) -> None:

@@ -116,6 +116,8 @@ def test_no_byte_of_a_password_is_in_what_a_run_leaves_behind(
     assert holding(server[1], "pass-word") == []
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_no_byte_of_a_password_is_in_what_a_sweep_leaves_behind(
     server: tuple[MlflowServer, Path], tmp_path: Path
 ) -> None:
@@ -134,10 +136,9 @@ def test_no_byte_of_a_password_is_in_what_a_sweep_leaves_behind(
 
     assert ended.returncode == 0, ended.stderr
     assert "pass-word" not in ended.stdout + ended.stderr
-    names = ["config.yaml", "hydra.yaml", "overrides.yaml", "tracking.json"]
-    assert sorted(file.name for file in holding(tmp_path, ":***@")) == sorted(
-        ["multirun.yaml", *names, *names]
-    )
+    assert {file.name for file in holding(tmp_path, ":***@")} >= {
+        *("config.yaml", "hydra.yaml", "overrides.yaml", "multirun.yaml", "tracking.json"),
+    }
     assert holding(tmp_path, "pass-word") == []
     assert holding(server[1], "pass-word") == []
 

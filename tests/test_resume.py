@@ -219,7 +219,7 @@ def started(arguments: Sequence[str]) -> "subprocess.Popen[str]":
     ("number", "code"),
     [
         (signal.SIGKILL, -9),
-        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )

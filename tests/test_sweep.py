@@ -184,7 +184,7 @@ def test_too_many_failures_stop_the_sweep_with_their_reasons(
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT]
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_a_sweep_that_was_cut_off_goes_on_and_asks_the_lost_point_again(
     tmp_path: Path, tracking_uri: str, number: signal.Signals

@@ -157,12 +157,32 @@ def test_points_that_are_sent_again_are_kept_once(
     assert caplog.messages == []
 
 
-def test_a_resumed_run_misses_no_point_and_doubles_none(tracking_uri: str, tmp_path: Path) -> None:
-    def trained(tracked: Tracker, windows: range) -> None:
-        for window in windows:
-            outcome = Outcome(True, 1.0 / window, 1.0, 0.1)
-            tracked.window(Clock(samples=10 * window, updates=window), outcome)
+def trained(tracked: Tracker, windows: range) -> None:
+    """Show a tracker windows of ten samples, from the first of a run."""
+    for window in windows:
+        outcome = Outcome(True, 1.0 / window, 1.0, 0.1)
+        tracked.window(Clock(samples=10 * window, updates=window), outcome)
 
+
+def test_a_resumed_run_keeps_the_points_of_one_that_was_never_interrupted(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "interrupted", tmp_path / "never"
+    with tracker(tracking_uri, here, every=20, offline=True) as first:
+        trained(first, range(1, 14))
+    with tracker(tracking_uri, here, every=20, offline=True, resumed_at=40) as second:
+        trained(second, range(5, 21))
+    with tracker(tracking_uri, there, every=20, offline=True) as never:
+        trained(never, range(1, 21))
+
+    curves = [
+        [(point.step, point.value) for point in in_the_folder(folder) if point.key == "train/loss"]
+        for folder in (here, there)
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_a_resumed_run_misses_no_point_and_doubles_none(tracking_uri: str, tmp_path: Path) -> None:
     with tracker(tracking_uri, tmp_path, every=20) as first:
         trained(first, range(1, 14))
     with tracker(tracking_uri, tmp_path, every=20, resumed_at=70, run_id=first.run_id) as second:
@@ -174,6 +194,32 @@ def test_a_resumed_run_misses_no_point_and_doubles_none(tracking_uri: str, tmp_p
     losses = [(point.step, point.value) for point in points if point.key == "train/loss"]
     steps = [10, 20, 40, 60, 80, 100, 120, 130, 140, 160, 180, 200]
     assert losses == [(step, 10 / step) for step in steps]
+
+
+def test_a_run_that_was_offline_has_all_its_points_once_it_is_resumed_online(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    with tracker(tracking_uri, tmp_path, offline=True) as offline:
+        offline.log(Clock(samples=1), {"number": 1.0})
+    with tracker(tracking_uri, tmp_path, resumed_at=1) as online:
+        online.log(Clock(samples=2), {"number": 2.0})
+
+    points = in_mlflow(tracking_uri, online.run_id)
+    assert offline.run_id is None
+    assert points == in_the_folder(tmp_path)
+    assert [point.value for point in points if point.key == "number"] == [1.0, 2.0]
+
+
+def test_a_resumed_run_says_no_more_why_it_had_ended(tracking_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="first"), tracker(tracking_uri, tmp_path) as first:
+        raise RuntimeError("the first time")
+    failed = mlflow.MlflowClient(tracking_uri).get_run(str(first.run_id)).data.tags
+    with tracker(tracking_uri, tmp_path, resumed_at=0):
+        pass
+
+    tags = mlflow.MlflowClient(tracking_uri).get_run(str(first.run_id)).data.tags
+    assert failed["cadence.reason"] == "RuntimeError: the first time"
+    assert "cadence.reason" not in tags
 
 
 def test_a_resumed_run_is_described_as_it_is_now_and_says_what_changed(

@@ -133,7 +133,13 @@ COMMANDS = re.findall(r"^    (python -m src\.train(?!.* resume=).*)$", readme(),
 """But for ``resume=``, which needs a run to go on with: see test_resume.py."""
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+LONG = [
+    pytest.param(line, marks=pytest.mark.slow) if "--multirun" in line else line
+    for line in COMMANDS
+]
+
+
+@pytest.mark.parametrize("line", LONG)
 def test_the_readmes_commands_run(tmp_path: Path, line: str) -> None:
     arrays = {"inputs": np.zeros((40, 3), np.float32), "targets": np.arange(40) % 2}
     np.savez(tmp_path / "measured.npz", **arrays)

@@ -42,6 +42,7 @@ class Lineage:
         self, uri: str, experiment: str, name: str, folder: Path, parent: str | None
     ) -> None:
         self._client = open_client(uri)
+        self._uri = uri
         self._name = name
         with refused(uri):
             self._experiment = experiment_id(self._client, uri, experiment)
@@ -59,9 +60,14 @@ class Lineage:
         return parent
 
     def child(self, trial: int) -> str:
-        """Make the run of a trial, and return its id."""
+        """Make the run of a trial, and return its id.
+
+        Raises:
+            ValueError: MLflow does not answer any more.
+        """
         tags = {MLFLOW_PARENT_RUN_ID: self.parent, STUDY: self._name, TRIAL: str(trial)}
-        return new_run(self._client, self._experiment, f"trial {trial}", tags)
+        with refused(self._uri):
+            return new_run(self._client, self._experiment, f"trial {trial}", tags)
 
     def end_child(self, run_id: str, status: str, reason: str) -> None:
         """End a trial's run as its trial ended, if it did not say so itself."""
@@ -71,8 +77,13 @@ class Lineage:
                 self._client.set_terminated(run_id, status)
 
     def has_finished(self, run_id: str) -> bool:
-        """Return whether a trial's run ended by itself, with all its numbers."""
-        return bool(self._client.get_run(run_id).info.status == "FINISHED")
+        """Return whether a trial's run ended by itself, with all its numbers.
+
+        Raises:
+            ValueError: MLflow does not answer any more.
+        """
+        with refused(self._uri):
+            return bool(self._client.get_run(run_id).info.status == "FINISHED")
 
     def end_lost(self) -> None:
         """End the children that still seem to run: their process is dead."""

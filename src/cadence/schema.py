@@ -232,8 +232,8 @@ class SweepConfig:
 class Config:
     """All that a run is told. A group without a type here may hold a user's own keys."""
 
-    resume: str | None = setting("a run's folder, or last", null="begin")
     seed: int = setting("seed of weights, shuffling and dropout", at_least=0)
+    resume: str | None = setting("a run's folder, or last", null="begin")
     model: Any = MISSING
     data: Any = MISSING
     device: DeviceConfig = MISSING

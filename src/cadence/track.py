@@ -180,7 +180,7 @@ class Tracker:
             if delivery.run_id is not None:
                 Courier(delivery).finish()
             if isinstance(error, DeliveryError):
-                raise _cannot_log(self._uri, error) from error
+                raise _cannot_log(self._uri, error.__cause__ or error) from error
             raise
         self.run_id = delivery.run_id
         self._courier = Courier(delivery)
@@ -403,7 +403,7 @@ def refused(uri: str) -> Iterator[None]:
         raise _cannot_log(uri, error) from error
 
 
-def _cannot_log(uri: str, error: Exception) -> ValueError:
+def _cannot_log(uri: str, error: BaseException) -> ValueError:
     return ValueError(
         f"track.uri={redacted(uri)}: MLflow cannot log there ({in_one_line(error)}); correct it, "
         "or train without by track=none"
