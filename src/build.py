@@ -32,7 +32,7 @@ def build(settings: "Config") -> Run:
     from cadence import Trainer
     from cadence.allocator import keep_memory
     from cadence.data import loader
-    from cadence.device import resolved
+    from cadence.device import compile_forward, resolved
     from cadence.schedule import named_schedule
 
     device = resolved(settings.device.name)
@@ -51,7 +51,7 @@ def build(settings: "Config") -> Run:
     if settings.device.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.device.compile:
-        model.compile()
+        compile_forward(model)
     total_samples = _total_samples(settings, data)
     batch_size, workers = settings.data["batch_size"], settings.data.get("workers", 0)
     _check_coupling(settings, model, objective, batch_size)

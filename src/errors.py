@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from cadence import config as configs
+from cadence.redaction import redacted
 
 _WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -39,7 +40,7 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         if _WITH_TRACEBACK:
             raise
-        sys.exit(f"error: {configs.explained(error)}")
+        sys.exit(f"error: {redacted(configs.explained(error))}")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ def main() -> None:
     given = parser.parse_args()
 
     from cadence.console import open_console, print_report
+    from cadence.redaction import redacted
     from cadence.report import load, write_report
 
     folder = given.folder or ROOT / "sweeps" / given.study
@@ -26,7 +27,7 @@ def main() -> None:
         study = load(given.storage or f"sqlite:///{folder}/study.db", given.study)
         report = write_report(study, folder)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redacted(str(error))}")
     print_report(report, open_console())
 
 

@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from oracles import CUDA, as_a_user_calls_it, same
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from cadence.batch import rebatched
+from cadence.batch import first_samples
 from cadence.data import InMemoryLoader, TensorData, loader
+from cadence.window import windows
 
 FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 """Python 3.12 and later warn of the fork with which torch starts its workers."""
@@ -195,34 +196,37 @@ def test_pinned_mini_batches_hold_the_same(kind: str, device: str) -> None:
     assert all(part.is_pinned() for batch in batches for part in batch)
 
 
-@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 9))
-def test_gathering_a_window_at_once_gives_the_same_mini_batches(
-    samples: int, batch_size: int, step_size: int
+@given(
+    st.integers(1, 40),
+    st.integers(1, 7),
+    st.integers(1, 9),
+    st.integers(0, 8),
+    st.none() | st.integers(1, 50),
+)
+def test_windows_gathered_at_once_hold_the_same_mini_batches(
+    count: int, batch_size: int, step_size: int, skip: int, samples: int | None
 ) -> None:
-    data = TensorData(torch.arange(samples), torch.arange(samples)[:, None] * 2.0)
-    one_by_one = loader(data, batch_size, shuffle_seed=3)
-    by_window = loader(data, batch_size, shuffle_seed=3)
-    assert isinstance(by_window, InMemoryLoader)
-    by_window.set_window(step_size)
+    data = TensorData(torch.arange(count), torch.arange(count)[:, None] * 2.0)
+    gathering = loader(data, batch_size, shuffle_seed=3)
+    assert isinstance(gathering, InMemoryLoader)
 
-    found, expected = list(by_window), list(one_by_one)
+    found = [list(each) for each in gathering.windows(step_size, skip=skip, samples=samples)]
 
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
+    rest = first_samples(islice(gathering, skip, None), samples)
+    expected = list(windows(rest, step_size))
+    assert [len(window) for window in found] == [len(window) for window in expected]
+    for ours, theirs in zip(chain(*found), chain(*expected), strict=True):
         assert all(map(torch.equal, ours, theirs))
 
 
-def test_a_window_gathered_at_once_is_joined_without_a_copy() -> None:
+def test_a_window_gathered_at_once_is_cut_without_a_copy() -> None:
     data = loader(TensorData(torch.arange(40), torch.rand(40, 3)), 4)
     assert isinstance(data, InMemoryLoader)
-    data.set_window(5)
-    window = list(islice(data, 5))
+    window = next(data.windows(5))
 
-    (joined,) = rebatched(window, 20)
-
-    assert [part.data_ptr() for part in joined] == [part.data_ptr() for part in window[0]]
-    assert torch.equal(joined[0], torch.arange(20))
-    assert all(
-        torch.equal(part, torch.cat(column))
-        for part, column in zip(joined, zip(*window, strict=True), strict=True)
-    )
+    assert (len(window), window.samples) == (5, 20)
+    for size in (1, 3, 20, 99):
+        joined = [torch.cat(column) for column in zip(*window.cut(size), strict=True)]
+        assert all(map(torch.equal, joined, window.whole))
+    assert window.cut(3)[0][0].data_ptr() == window.whole[0].data_ptr()
+    assert torch.equal(window[1][0], torch.arange(4, 8))

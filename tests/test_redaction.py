@@ -117,7 +117,6 @@ def test_no_byte_of_a_password_is_in_what_a_run_leaves_behind(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_no_byte_of_a_password_is_in_what_a_sweep_leaves_behind(
     server: tuple[MlflowServer, Path], tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from cadence.batch import Batch, moved, rebatched
+from cadence.batch import Batch, Gathered, moved, rebatched
 from cadence.objectives import Objective
 
 HALF = (torch.bfloat16, torch.float16)
@@ -106,13 +106,12 @@ class Accumulator:
     def __call__(self, window: Sequence[Batch], microbatch_size: int | None = None) -> Accumulated:
         """Accumulate one window; see `accumulate`."""
         objective, device = self._objective, self._device
-        counts = [objective.items(batch) for batch in window]
-        items = sum(counts)
+        items, microbatches = _microbatches(objective, window, microbatch_size)
         if items == 0:
             return Accumulated(torch.zeros((), device=device), items)
         half_sums = _HalfGradients(self._half)
         total_loss: Tensor | None = None
-        for microbatch in _microbatches(objective, window, counts, microbatch_size):
+        for microbatch in microbatches:
             with _autocast(device, self._autocast):
                 loss = objective.total_loss(self._model, moved(microbatch, device))
             if loss.dim() != 0:
@@ -164,12 +163,17 @@ def checked_microbatch_size(microbatch_size: int | None) -> int | None:
 
 
 def _microbatches(
-    objective: Objective, window: Sequence[Batch], counts: list[int], size: int | None
-) -> Iterable[Batch]:
-    """Yield the micro-batches that hold an item; the others have nothing to add."""
+    objective: Objective, window: Sequence[Batch], size: int | None
+) -> tuple[int, Iterable[Batch]]:
+    """Return a window's items, and its micro-batches; those without an item have nothing to add."""
     if size is None:
-        return compress(window, counts)
-    return filter(objective.items, rebatched(window, size))
+        batches = list(window)
+    elif isinstance(window, Gathered):
+        batches = window.cut(size)
+    else:  # joined one after another: together they would hold the window in memory a second time
+        return sum(map(objective.items, window)), filter(objective.items, rebatched(window, size))
+    counts = [objective.items(batch) for batch in batches]
+    return sum(counts), compress(batches, counts)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:

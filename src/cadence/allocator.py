@@ -13,8 +13,8 @@ from functools import cache
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 
-GLIBC_DEFAULT = 128 * 1024
-"""Bytes from which glibc maps a block, and above which it gives memory back."""
+GLIBC_BLOCK, GLIBC_REST = 32 * 1024**2, 64 * 1024**2
+"""The bytes to which glibc's own thresholds grow by themselves, as long as nobody sets them."""
 
 LARGEST_BLOCK = 1024**3
 """Bytes up to which a block comes from kept memory."""
@@ -29,7 +29,8 @@ def keep_memory(keep: bool) -> bool:
     It holds for the whole process, until the next call.
 
     Args:
-        keep: Whether to keep it.
+        keep: Whether to keep it. False leaves glibc alone unless it was True before: then what is
+            kept is given back, and glibc's thresholds become those that it grows to by itself.
 
     Returns:
         Whether this machine's C library did as asked.
@@ -37,9 +38,12 @@ def keep_memory(keep: bool) -> bool:
     library = _glibc()
     if library is None:
         return False
-    block, rest = (LARGEST_BLOCK, LARGEST_REST) if keep else (GLIBC_DEFAULT, GLIBC_DEFAULT)
+    if keep == _Process.keeps:
+        return True
+    block, rest = (LARGEST_BLOCK, LARGEST_REST) if keep else (GLIBC_BLOCK, GLIBC_REST)
     blocks = library.mallopt(M_MMAP_THRESHOLD, block)
     rests = library.mallopt(M_TRIM_THRESHOLD, rest)
+    _Process.keeps = keep
     if not keep:
         library.malloc_trim(0)
     return bool(blocks and rests)
@@ -50,6 +54,12 @@ def give_back() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+class _Process:
+    """What this process's allocator was told: it can be set and not asked."""
+
+    keeps = False
 
 
 @cache

@@ -5,7 +5,7 @@ one together is here.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -59,6 +59,49 @@ def sample_count(batch: Batch) -> int:
             f"a mini-batch's tensors share dimension 0, the samples; got lengths {sorted(lengths)}"
         )
     return lengths.pop()
+
+
+class Gathered(Sequence[Batch]):
+    """The mini-batches of a window that were gathered at once, cut apart where they are looked at.
+
+    Args:
+        whole: All their samples, as one batch.
+        batch_size: Samples in each mini-batch, at least 1; the last may hold fewer.
+    """
+
+    def __init__(self, whole: Batch, batch_size: int) -> None:
+        self.whole = whole
+        self.samples = sample_count(whole)
+        self._batch_size = batch_size
+
+    def cut(self, size: int) -> list[Batch]:
+        """Return the samples in batches of ``size``, without a copy; the last may hold fewer."""
+        if size >= self.samples:
+            return [self.whole]
+        return [_part(self.whole, start, start + size) for start in range(0, self.samples, size)]
+
+    def __len__(self) -> int:
+        """Return the number of mini-batches."""
+        return -(-self.samples // self._batch_size)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a mini-batch, or some of them."""
+        return self.cut(self._batch_size)[index]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield each mini-batch."""
+        return iter(self.cut(self._batch_size))
+
+
+def samples_in(window: Sequence[Batch]) -> int:
+    """Return the samples in all mini-batches of a window."""
+    return window.samples if isinstance(window, Gathered) else sum(map(sample_count, window))
+
+
+def elements_per_sample(window: Sequence[Batch]) -> int:
+    """Return the numbers in the largest of a window's samples, all tensors together."""
+    batches = (window.whole,) if isinstance(window, Gathered) else window
+    return max(sum(part[:1].numel() for part in tensors(batch)) for batch in batches)
 
 
 def first_samples(minibatches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
@@ -146,24 +189,7 @@ def _joined(pieces: Sequence[Batch]) -> Batch:
     if len(pieces) == 1:
         return pieces[0]
     columns = zip(*map(tensors, pieces), strict=True)
-    return _rebuilt(pieces[0], [_one_tensor(column) for column in columns])
-
-
-def _one_tensor(parts: tuple[Tensor, ...]) -> Tensor:
-    """Return tensors as one, without a copy where they lie one after another in memory.
-
-    They do where a loader has gathered a whole window at once.
-    """
-    first = parts[0]
-    base, offset, length = first._base, first.storage_offset(), 0
-    if base is None or base.requires_grad:
-        return torch.cat(parts)
-    for part in parts:
-        if part._base is not base or part.storage_offset() != offset or not part.is_contiguous():
-            return torch.cat(parts)
-        offset += part.numel()
-        length += len(part)
-    return first.as_strided((length, *first.shape[1:]), first.stride())
+    return _rebuilt(pieces[0], [torch.cat(column) for column in columns])
 
 
 def _kind(batch: Batch) -> Hashable:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from torch.amp import GradScaler
 
 _AUTOCAST: dict[str, torch.dtype | None] = {
@@ -70,6 +71,20 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 def grad_scaler(precision: str, device: torch.device) -> GradScaler | None:
     """Return the loss scale that float16 needs, on any device; None for the others."""
     return GradScaler(device.type) if precision == "fp16" else None
+
+
+def compile_forward(model: nn.Module) -> None:
+    """Let torch.compile translate a model's forward.
+
+    Not by ``model.compile()``: that translates nothing where the outermost module is one of torch's
+    own, such as ``nn.Sequential``, and says nothing either.
+    """
+    model.forward = torch.compile(model.forward)
+
+
+def uncompile(model: nn.Module) -> None:
+    """Take back what `compile_forward` did, as before a model is pickled."""
+    vars(model).pop("forward", None)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import torch
 from mlflow.models import infer_signature
 from torch import Tensor, nn
 
+from cadence.device import uncompile
+
 
 def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
     """Log a model with a run, so that ``mlflow.pytorch.load_model`` loads it.
@@ -23,6 +25,7 @@ def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    uncompile(model)
     model.eval()
     with torch.inference_mode():
         outputs = model(inputs.to(device))

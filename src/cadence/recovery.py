@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cadence.accumulation import Accumulated, Accumulator
-from cadence.batch import Batch, rebatched, sample_count, tensors
+from cadence.batch import Batch, elements_per_sample, rebatched, sample_count, samples_in
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class MemoryLimit:
         if self._elements is None:
             return size
         samples = max(map(sample_count, minibatches))
-        per_sample = max(map(_elements_per_sample, minibatches))
+        per_sample = elements_per_sample(minibatches)
         most = max(1, self._elements // max(1, per_sample))
         if size is None:
             return None if samples <= most else most
@@ -80,7 +80,7 @@ class MemoryLimit:
         Raises:
             DoesNotFitError: There is nothing smaller to try.
         """
-        total = sum(map(sample_count, minibatches))
+        total = samples_in(minibatches)
         samples = max(map(sample_count, minibatches)) if size is None else min(size, total)
         asked = _BYTES.search(error)
         what = "" if asked is None else f" ({asked[0]} asked for)"
@@ -92,7 +92,7 @@ class MemoryLimit:
                 f"{'' if splits else 'a smaller data.batch_size, '}or device.precision=bf16"
             )
         half = samples // 2
-        self._elements = half * max(map(_elements_per_sample, minibatches))
+        self._elements = half * elements_per_sample(minibatches)
         log.warning(
             "%d samples per forward and backward do not fit into memory%s; at most %d from here "
             "on, with the same gradient",
@@ -197,7 +197,3 @@ class _Undo:
                 buffer.copy_(copy)
         for parameter in self._parameters:
             parameter.grad = None
-
-
-def _elements_per_sample(batch: Batch) -> int:
-    return sum(part[:1].numel() for part in tensors(batch))

@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from cadence import device as devices
-from cadence.batch import Batch, first_samples, sample_count
+from cadence.batch import Batch, first_samples, samples_in
 from cadence.checkpoint import (
     State,
     checked_model_state,
@@ -29,6 +29,19 @@ from cadence.update import Update, stop_if_diverged
 from cadence.window import DEFAULT_STEP_SIZE, checked_step_size, windows
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class GathersWindows(Protocol):
+    """A loader that fetches the mini-batches of a window with one operation."""
+
+    def windows(
+        self, step_size: int, *, skip: int, samples: int | None
+    ) -> Iterator[Sequence[Batch]]:
+        """Yield the windows of the epoch that was last set, but its first ``skip`` mini-batches.
+
+        It ends after that many samples; None = with the epoch.
+        """
 
 
 class Trainer:
@@ -126,8 +139,8 @@ class Trainer:
 
         Args:
             train_loader: Yields the mini-batches of an epoch each time it is iterated. Where it,
-                its sampler or its batch sampler has ``set_epoch``, it is told the epoch before,
-                and where it has ``set_window``, the step_size.
+                its sampler or its batch sampler has ``set_epoch``, it is told the epoch before.
+                One that `GathersWindows` is asked for whole windows instead.
             val_loader: The held-out mini-batches; None = no evaluation.
             epochs: Epochs to train in this call, at least 1; None = no such limit.
             max_samples: Samples to train on in this call, met exactly: the last mini-batch is cut
@@ -159,14 +172,12 @@ class Trainer:
         self._passes.begin(self.model, self.objective)
         self.optimizer.zero_grad()
         while not self._is_over(limits, patience):
-            _tell(train_loader, "set_epoch", self.clock.epoch)
-            _tell(train_loader, "set_window", self.step_size)
-            minibatches = self._rest_of_epoch(train_loader)
-            minibatches = first_samples(minibatches, limits.samples_left(self.clock))
+            _announce_epoch(train_loader, self.clock.epoch)
+            rest = self._rest_of_epoch(train_loader, limits.samples_left(self.clock))
             record.begin_epoch(self.clock)
-            for window in windows(minibatches, self.step_size):
+            for window in rest:
                 accumulated = self._passes(window, self.step_size)
-                samples = sum(map(sample_count, window))
+                samples = samples_in(window)
                 outcome = self._update.apply(accumulated, self.clock, samples)
                 before = self.clock
                 self.clock = before.after_window(
@@ -194,8 +205,10 @@ class Trainer:
         in_vain = self._record.evaluations_in_vain
         return limits.reached(self.clock) or (patience is not None and in_vain >= patience)
 
-    def _rest_of_epoch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """Return the mini-batches of the epoch that are not seen yet, in the random state of then.
+    def _rest_of_epoch(
+        self, loader: Iterable[Batch], samples: int | None
+    ) -> Iterator[Sequence[Batch]]:
+        """Return the windows of the epoch that are not seen yet, in the random state of then.
 
         A run that goes on within an epoch draws it again from the state in which it began.
         """
@@ -203,13 +216,18 @@ class Trainer:
         self._restored = None
         if restored is not None:
             restore_random_states(restored.random["epoch" if behind else "now"])
-        self._random_of_epoch = random_states()
-        minibatches = iter(loader)
-        for _ in islice(minibatches, behind):
-            pass
+        rest: Iterator[Sequence[Batch]]
+        if isinstance(loader, GathersWindows):  # it draws its order from a seed of its own
+            rest = loader.windows(self.step_size, skip=behind, samples=samples)
+        else:
+            self._random_of_epoch = random_states()
+            minibatches = iter(loader)
+            for _ in islice(minibatches, behind):
+                pass
+            rest = windows(first_samples(minibatches, samples), self.step_size)
         if restored is not None and behind:
             restore_random_states(restored.random["now"])
-        return minibatches
+        return rest
 
     def state(self, config: Mapping[str, Any], mlflow_run_id: str | None = None) -> State:
         """Return everything the run needs to go on, between two windows.
@@ -277,13 +295,13 @@ class Trainer:
             record.show(self.clock, self.fitted)
 
 
-def _tell(loader: Iterable[Batch], method: str, number: int) -> None:
-    """Call a method of whatever has it: torch's DistributedSampler wants ``set_epoch``."""
-    listeners = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-    for listener in listeners:
-        told = getattr(listener, method, None)
-        if told is not None:
-            told(number)
+def _announce_epoch(loader: Iterable[Batch], epoch: int) -> None:
+    """Tell whoever shuffles which epoch begins, as torch's DistributedSampler wants to be told."""
+    shufflers = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    for shuffler in shufflers:
+        set_epoch = getattr(shuffler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
 
 
 def _warn_of_short_epochs(loader: Iterable[Batch], step_size: int) -> None:

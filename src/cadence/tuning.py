@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from cadence.batch import Batch, sample_count, tensors
+from cadence.batch import Batch, elements_per_sample, sample_count
 from cadence.recovery import MemoryLimit
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,10 @@ ROUNDS = 5
 
 GAIN = 0.03
 """The share of a window's time that a change must save."""
+
+
+TURN_SECONDS = 0.003
+"""The least time that a candidate is measured for in its turn: a small window alone is noise."""
 
 
 class Setting(NamedTuple):
@@ -75,6 +79,7 @@ class Tuner:
         self._chosen: dict[Hashable, Setting] = {}
         self._search: Search | None = None
         self._searched: Hashable = None
+        self._turn_seconds, self._turn_samples = 0.0, 0
         self.setting = self._start
         """What the last window was run with, or the first will be."""
 
@@ -107,8 +112,14 @@ class Tuner:
         if used != self.setting.microbatch_size:
             self._search = None  # what fits has changed: begin anew
             return
+        self._turn_seconds += seconds
+        self._turn_samples += samples
+        if self._turn_seconds < TURN_SECONDS:
+            return
+        taken = self._turn_seconds / self._turn_samples
+        self._turn_seconds, self._turn_samples = 0.0, 0
         try:
-            self._tried = self._search.send(seconds / samples)
+            self._tried = self._search.send(taken)
         except StopIteration as end:
             self._chosen[self._searched] = end.value
             self._search = None
@@ -118,13 +129,14 @@ class Tuner:
         self._was_tried = False
         if not (self._tunes_size or self._tunes_threads):
             return self._start
-        condition = step_size, _magnitude(window[0])
+        condition = step_size, elements_per_sample(window).bit_length()
         if condition in self._chosen:
             return self._chosen[condition]
         if len(window) < step_size:
             return self._start
         if self._search is None or condition != self._searched:
             self._searched = condition
+            self._turn_seconds, self._turn_samples = 0.0, 0
             self._search = self._searching(window)
             self._tried = next(self._search)
         self._was_tried = True
@@ -198,8 +210,3 @@ def _sizes(window: Sequence[Batch], fits: int | None) -> tuple[list[int], list[i
 
 def _halves(number: int) -> list[int]:
     return [number >> times for times in range(1, number.bit_length())]
-
-
-def _magnitude(batch: Batch) -> int:
-    """Return how large a sample is, by powers of two."""
-    return sum(part[:1].numel() for part in tensors(batch)).bit_length()

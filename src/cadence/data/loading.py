@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cadence.batch import Gathered
 from cadence.data.tensors import MapData, Samples, TensorData
 
 log = logging.getLogger(__name__)
@@ -28,24 +29,34 @@ class EpochOrder(Sampler[Any]):
         self._samples = samples
         self.batch_size = batch_size
         self._seed = seed
-        self._epoch = 0
         self.worker_seeds = torch.Generator()
         """What a DataLoader draws its workers' seeds from, anew in each epoch."""
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order comes next."""
-        self._epoch = epoch
-        self.worker_seeds.manual_seed(self._mixed_seed())
+        # Mixed, not added: seed 1 in epoch 0 must not be seed 0 in epoch 1.
+        mixed = np.random.SeedSequence([self._seed or 0, epoch]).generate_state(1, np.uint64)
+        self._seed_of_epoch = int(mixed[0] >> 1)
+        self.worker_seeds.manual_seed(self._seed_of_epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of each mini-batch."""
         for indices in self.tensors():
             yield indices.tolist()
 
-    def tensors(self, minibatches: int = 1) -> Iterator[Int[Tensor, " samples"]]:
-        """Yield the indices of that many mini-batches at a time as one tensor."""
-        yield from torch.split(self._order(), self.batch_size * minibatches)
+    def tensors(
+        self, minibatches: int = 1, *, skip: int = 0, samples: int | None = None
+    ) -> Iterator[Int[Tensor, " samples"]]:
+        """Yield the indices of that many mini-batches at a time as one tensor.
+
+        Args:
+            minibatches: Mini-batches at a time, at least 1.
+            skip: Mini-batches to leave out at the epoch's start.
+            samples: Samples after which it ends; None = those of the epoch.
+        """
+        order = self._order()[skip * self.batch_size :][:samples]
+        yield from torch.split(order, self.batch_size * minibatches) if len(order) else ()
 
     def __len__(self) -> int:
         """Return the mini-batches in an epoch."""
@@ -54,43 +65,41 @@ class EpochOrder(Sampler[Any]):
     def _order(self) -> Int[Tensor, " samples"]:
         if self._seed is None:
             return torch.arange(self._samples)
-        generator = torch.Generator().manual_seed(self._mixed_seed())
+        generator = torch.Generator().manual_seed(self._seed_of_epoch)
         return torch.randperm(self._samples, generator=generator)
-
-    def _mixed_seed(self) -> int:
-        # Mixed, not added: seed 1 in epoch 0 must not be seed 0 in epoch 1.
-        mixed = np.random.SeedSequence([self._seed or 0, self._epoch])
-        return int(mixed.generate_state(1, np.uint64)[0] >> 1)
 
 
 class InMemoryLoader(DataLoader[Samples]):
     """A DataLoader over tensors that gathers each mini-batch with one index operation.
 
-    It is iterated in this process; a worker would only add the price of handing tensors over. Told
-    the window's size, it gathers the mini-batches of a whole window with one operation.
+    It is iterated in this process; a worker would only add the price of handing tensors over.
     """
 
     def __init__(self, data: TensorData, order: EpochOrder, *, pin_memory: bool) -> None:
         super().__init__(data, batch_sampler=order, pin_memory=pin_memory)
         self._data = data
         self._order = order
-        self._at_once = 1
-
-    def set_window(self, step_size: int) -> None:
-        """Gather that many mini-batches at a time, from the next epoch on."""
-        self._at_once = step_size
 
     def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
         """Yield the mini-batches of the epoch that was last set."""
-        for indices in self._order.tensors(self._at_once):
-            window = self._data.gathered(indices)
-            if self.pin_memory:
-                window = tuple(part.pin_memory() for part in window)
-            if self._at_once == 1:
-                yield window
-            else:
-                split = [torch.split(part, self._order.batch_size) for part in window]
-                yield from zip(*split, strict=True)
+        return map(self._gathered, self._order.tensors())
+
+    def windows(
+        self, step_size: int, *, skip: int = 0, samples: int | None = None
+    ) -> Iterator[Gathered]:
+        """Yield the windows of the epoch that was last set, each gathered with one operation.
+
+        Args:
+            step_size: Mini-batches in a window, at least 1; the last may hold fewer.
+            skip: Mini-batches of the epoch to leave out at its start.
+            samples: Samples after which it ends; None = those of the epoch.
+        """
+        for indices in self._order.tensors(step_size, skip=skip, samples=samples):
+            yield Gathered(self._gathered(indices), self._order.batch_size)
+
+    def _gathered(self, indices: Int[Tensor, " samples"]) -> Samples:
+        batch = self._data.gathered(indices)
+        return tuple(part.pin_memory() for part in batch) if self.pin_memory else batch
 
 
 def loader(

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial
 from cadence import sweep as sweeps
 from cadence.config import ConfigError, checked, flattened
 from cadence.console import open_console, print_report
+from cadence.redaction import redacted
 from cadence.report import write_report
 from cadence.summary import FILE as SUMMARY
 from cadence.summary import read_summary
@@ -281,7 +282,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         if returned.status == JobStatus.COMPLETED:
             return f"val_loss and samples_per_second are {returned.return_value}, not finite"
         error = returned._return_value  # the property would print a traceback as well
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
     def _say(self, trial: Trial, what: str) -> None:
         point = " ".join(f"{name}={value}" for name, value in trial.params.items())
@@ -289,7 +290,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _open_lineage(self) -> "Any":
         track = self._config.track
-        if track.name == "none":
+        if track.name == "none" or track.offline:  # what is offline, src.sync links later
             return None
         from cadence.lineage import Lineage
 
