@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Literal, TypeAlias
 
@@ -79,7 +80,13 @@ class Workload:
     """What loads the peers' mini-batches: torch's DataLoader over a TensorDataset, or cadence's."""
     clock: ClockName = "wall"
     """What times it: wall time, or the CPU time of the training thread."""
-    tracking_uri: str
+    scratch: Path
+    """A folder for what tracking writes."""
+
+    @property
+    def tracking_uri(self) -> str:
+        """Return where MLflow's database is."""
+        return f"sqlite:///{self.scratch}/mlflow.db"
 
     def now(self) -> float:
         """Return the clock's seconds."""

@@ -6,12 +6,16 @@ tight loop divide by the mini-batches there are, the others by step_size.
 """
 
 import logging
+import tempfile
 import warnings
 from abc import abstractmethod
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
+from statistics import median
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lightning
 import torch
@@ -24,6 +28,13 @@ from cadence import Trainer
 from cadence.record import Observer
 from cadence.track import Tracker
 
+TRIED_WINDOWS = 8
+TRIED_ROUNDS = 5
+"""Windows and rounds in which the limit's settings are compared."""
+
+PROBING_EPOCHS = 50
+"""Epochs within which cadence must have chosen."""
+
 
 class Contender(AbstractContextManager["Contender"]):
     """Something that trains a workload, again and again from the same weights.
@@ -32,6 +43,8 @@ class Contender(AbstractContextManager["Contender"]):
     """
 
     name: ClassVar[str]
+    setting: Any = None
+    """What it has chosen for itself; None = nothing."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
@@ -71,31 +84,74 @@ class Tight(Contender):
 
     def train(self) -> None:
         """Train the workload."""
-        work, job, model, optimizer = self.workload, self.job, self.model, self.optimizer
+        self.run(self.workload, at_once=1)
+
+    def run(self, work: Workload, at_once: int) -> None:
+        """Train with so many mini-batches in one forward and backward."""
+        job, model, optimizer = self.job, self.model, self.optimizer
         inputs, targets, mean_loss = job.inputs, job.targets, job.mean_loss
         for _ in range(work.epochs):
             order = torch.randperm(len(inputs)) if work.shuffle else torch.arange(len(inputs))
-            batches = order.split(job.batch_size)[: work.batches]
-            for start in range(0, len(batches), work.step_size):
-                window = batches[start : start + work.step_size]
-                for indices in window:
+            order = order[: work.batches * job.batch_size]
+            for window in order.split(job.batch_size * work.step_size):
+                parts = window.split(job.batch_size * at_once)
+                for indices in parts:
                     loss = mean_loss(model(inputs[indices]), targets[indices])
-                    (loss / len(window)).backward()
+                    (loss if len(parts) == 1 else loss * (len(indices) / len(window))).backward()
                 optimizer.step()
                 optimizer.zero_grad()
+
+
+class Limit(Tight):
+    """The tight loop at its best: with the mini-batches in one pass and the threads that suit it.
+
+    Which these are is measured when it is entered, in turns, on windows like those to come.
+    """
+
+    name = "limit"
+
+    def __enter__(self) -> "Limit":
+        """Choose the mini-batches in one pass, and the threads."""
+        work = self.workload
+        windows = min(TRIED_WINDOWS, -(-work.batches // work.step_size))
+        short = replace(work, epochs=1, batches=windows * work.step_size)
+        sizes = [1 << times for times in range(work.step_size.bit_length())]
+        most = torch.get_num_threads()
+        seconds: dict[tuple[int, int], list[float]] = {
+            (at_once, threads): [] for at_once in sizes for threads in {1, most}
+        }
+        for _ in range(TRIED_ROUNDS):
+            for (at_once, threads), taken in seconds.items():
+                torch.set_num_threads(threads)
+                self.run(replace(short, batches=work.step_size), at_once)  # settles threads
+                start = work.now()
+                self.run(short, at_once)
+                taken.append(work.now() - start)
+        torch.set_num_threads(most)
+        self.setting = min(seconds, key=lambda setting: median(seconds[setting]))
+        return self
+
+    def train(self) -> None:
+        """Train the workload."""
+        at_once, threads = self.setting
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        self.run(self.workload, at_once)
+        torch.set_num_threads(before)
 
 
 class Cadence(Contender):
     """cadence's own trainer and loader, without an observer."""
 
     name = "cadence"
+    chosen: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
         self._loader = workload.cadence_loader()
         self._observers: list[Observer] = []
         self._trainer = Trainer(
-            self.model, self.optimizer, self.job.objective, workload.step_size, "cpu"
+            self.model, self.optimizer, self.job.objective, workload.step_size, "cpu", **self.chosen
         )
 
     def train(self) -> None:
@@ -118,6 +174,7 @@ class TrackedCadence(Cadence):
             workload.tracking_uri,
             "benchmarks",
             f"step_size={workload.step_size} {self.job.name}",
+            folder=Path(tempfile.mkdtemp(dir=workload.scratch)),
             params={"trainer.step_size": workload.step_size},
             tags={},
             texts={},
@@ -138,6 +195,41 @@ class TrackedCadence(Cadence):
     ) -> None:
         """End the MLflow run."""
         self._tracker.__exit__(kind, error, trace)
+
+
+class AutoCadence(TrackedCadence):
+    """cadence, tracked, with the micro-batch and the threads that it chooses by itself.
+
+    It is entered by training until it has chosen.
+    """
+
+    name = "cadence auto, tracked"
+    chosen: ClassVar[dict[str, Any]] = {"microbatch_size": "auto", "threads": "auto"}
+
+    def __enter__(self) -> "AutoCadence":
+        """Begin the MLflow run, and let cadence choose."""
+        super().__enter__()
+        chosen: list[str] = []
+        handler = _Keeps(chosen)
+        tuning = logging.getLogger("cadence.tuning")
+        tuning.setLevel(logging.INFO)
+        tuning.addHandler(handler)
+        for _ in range(PROBING_EPOCHS):
+            self._trainer.fit(self._loader, epochs=1)
+            if chosen and chosen[-1].endswith("is the fastest"):
+                break
+        tuning.removeHandler(handler)
+        self.setting = chosen[-1] if chosen else "not chosen"
+        return self
+
+
+class _Keeps(logging.Handler):
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__()
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
 
 
 class DataLoaderLoop(Contender):
@@ -298,8 +390,10 @@ class Accelerate(Contender):
 
 CONTENDERS: tuple[type[Contender], ...] = (
     Tight,
+    Limit,
     Cadence,
     TrackedCadence,
+    AutoCadence,
     DataLoaderLoop,
     Lightning,
     Fabric,

@@ -32,7 +32,18 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.jobs import JOBS, ClockName, Job, LoaderName, Workload
-from benchmarks.peers import CONTENDERS, Cadence, Contender, Tight, TrackedCadence, silence
+from benchmarks.peers import (
+    CONTENDERS,
+    AutoCadence,
+    Cadence,
+    Contender,
+    Lightning,
+    Limit,
+    Tight,
+    TrackedCadence,
+    silence,
+)
+from cadence.allocator import keep_memory
 from cadence.provenance import git_tags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +136,9 @@ def measured(
     """Yield every contender's turn of every round, the warming round left out."""
     with ExitStack() as stack:
         contenders = [stack.enter_context(kind(workload)) for kind in kinds]
+        for contender in (one for one in contenders if one.setting):
+            print(f"{name} step_size={workload.step_size}: {contender.name}: {contender.setting}",
+                  file=sys.stderr)  # fmt: skip
         for number in range(-1, rounds):
             first = number % len(contenders)
             for contender in contenders[first:] + contenders[:first]:
@@ -188,7 +202,9 @@ def row(step_size: int, found: Turns) -> list[str]:
     shares = [str(share(found.contest, kind.name, Tight.name)) for kind in CONTENDERS[1:]]
     pair = TrackedCadence.name, Cadence.name
     on_off = str(share(found.tracking, *pair)) if found.tracking else "-"
-    return [str(step_size), f"{tight:,.0f}", *shares, on_off]
+    of_limit = str(share(found.contest, AutoCadence.name, Limit.name))
+    of_lightning = str(share(found.contest, AutoCadence.name, Lightning.name))
+    return [str(step_size), f"{tight:,.0f}", *shares, of_limit, of_lightning, on_off]
 
 
 def heading(job: Job) -> list[str]:
@@ -196,7 +212,8 @@ def heading(job: Job) -> list[str]:
     parameters = sum(parameter.numel() for parameter in job.model().parameters())
     title = f"**{job.name}**, {parameters:,} parameters, {job.batch_size} samples a mini-batch"
     peers = [kind.name for kind in CONTENDERS[1:]]
-    head = ["step_size", "tight, samples/s", *peers, "tracking on / off"]
+    ratios = ["auto / limit", "auto / Lightning", "tracking on / off"]
+    head = ["step_size", "tight, samples/s", *peers, *ratios]
     return [title, "", line(head), line(["---:"] * len(head))]
 
 
@@ -216,6 +233,7 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
         "commit": git_tags(ROOT).get("mlflow.source.git.commit", "none")[:12],
         "rounds": f"{options.rounds} of {options.seconds:g} s",
         "tracking on / off": f"{options.tracking_rounds} of {options.tracking_seconds:g} s",
+        "freed memory": "given back" if options.give_memory_back else "kept",
         "clock": options.clock,
         "peers' loader": options.loader,
         "load before": round(os.getloadavg()[0], 1),
@@ -242,6 +260,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--clock", choices=get_args(ClockName), default="wall", help="thread = the training "
         "thread's CPU time, for a machine that is shared; only with --threads 1")  # fmt: skip
     add("--threads", type=int, default=None, help="of one operation; default: torch's own choice")
+    add("--give-memory-back", action="store_true", help="leave glibc's allocator as it is, "
+        "instead of keeping freed memory for all alike")  # fmt: skip
     add("--quick", action="store_true", help="3 rounds of 0.1 s, tracking in turns of 1 s")
     add("--out", type=Path, default=None, help="write every turn as JSON here")
     options = parser.parse_args(arguments)
@@ -263,6 +283,7 @@ def main() -> None:
     silence()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    keep_memory(not options.give_memory_back)
     facts = conditions(options)
     found: list[Turns] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -277,7 +298,7 @@ def main() -> None:
                     batches=step_size,
                     loader=options.loader,
                     clock=options.clock,
-                    tracking_uri=f"sqlite:///{folder}/mlflow.db",
+                    scratch=Path(folder),
                 )
                 found.append(turns(work, name, options))
                 _progress("")

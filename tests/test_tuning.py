@@ -60,11 +60,27 @@ def test_sizes_from_a_single_sample_to_the_whole_window_are_tried_while_they_pay
     assert {setting.microbatch_size for setting in used} == {None, 16, 32, 48, 4, 2, 1}
 
 
-def test_a_side_that_does_not_pay_is_left_at_once() -> None:
+def test_a_side_that_does_not_pay_twice_is_left() -> None:
     used = tuned(tuner(), [window(8)] * 200, by_size({None: 1.0}, otherwise=5.0), step_size=8)
 
-    assert {setting.microbatch_size for setting in used} == {None, 16, 4}
-    assert [setting.microbatch_size for setting in used].count(4) == 2
+    sizes = [setting.microbatch_size for setting in used]
+    assert {*sizes} == {None, 16, 32, 4, 2}
+    assert [sizes.count(size) for size in (16, 32, 4, 2)] == [3, 3, 3, 3]
+
+
+def test_a_slow_moment_of_one_size_does_not_hide_a_larger_one() -> None:
+    cost = by_size({None: 1.0, 16: 5.0, 32: 0.5, 64: 0.4})
+
+    assert tuned(tuner(), [window(8)] * 200, cost, step_size=8)[-1].microbatch_size == 64
+
+
+def test_small_windows_are_measured_some_at_a_time() -> None:
+    seconds = 0.001
+    cost = by_size({None: seconds / 32, 16: seconds / 64})
+
+    used = tuned(tuner(), [window(4)] * 20, cost)
+
+    assert [setting.microbatch_size for setting in used[:9]] == [16] * 6 + [None] * 3
 
 
 def test_what_gains_less_than_the_noise_changes_nothing() -> None:

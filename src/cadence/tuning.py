@@ -21,7 +21,11 @@ log = logging.getLogger(__name__)
 Auto: TypeAlias = Literal["auto"]
 
 GIVE_UP = 1.25
-"""A candidate that takes so many times as long as the best ends the search on its side."""
+"""Two candidates in a row that take so many times as long as the best end the search on their side;
+one alone may have met a slow moment."""
+
+FIRST_ROUNDS = 3
+"""Turns that each candidate takes with what there was before; the quickest counts."""
 
 NEAR = 1.1
 """A candidate that takes less than so many times as long as the best goes into the last rounds."""
@@ -165,12 +169,13 @@ def _fastest(base: Setting, ladders: Iterable[Sequence[Setting]], settle: int) -
     """Climb each ladder from the base while that pays, then let the best take turns."""
     ratios = {base: 1.0}
     for ladder in ladders:
-        best = 1.0
+        best, slow_in_a_row = 1.0, 0
         for candidate in ladder:
-            rounds = yield from _rounds(base, [candidate], 2, settle)
+            rounds = yield from _rounds(base, [candidate], FIRST_ROUNDS, settle)
             ratios[candidate] = min(rounds[candidate]) / min(rounds[base])
             best = min(best, ratios[candidate])
-            if ratios[candidate] > GIVE_UP * best:
+            slow_in_a_row = slow_in_a_row + 1 if ratios[candidate] > GIVE_UP * best else 0
+            if slow_in_a_row == 2:
                 break
     log.info("auto: %s", ", ".join(f"{each} {ratio:.2f}x" for each, ratio in ratios.items()))
     del ratios[base]
