@@ -42,7 +42,7 @@ ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
 test: $(VENV)/.installed-dev ## run the tests (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.installed-dev ## train each recipe to its stated quality, open the UI (minutes)
+test-slow: $(VENV)/.installed-benchmarks ## train each recipe to its stated quality, open the UI (minutes)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
@@ -51,8 +51,7 @@ check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-benchmark: $(VENV)/.installed-dev ## measure throughput beside Lightning, Fabric and Accelerate
-	$(PIP) -e ".[benchmarks]"
+benchmark: $(VENV)/.installed-benchmarks ## measure throughput beside Lightning, Fabric and Accelerate
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -62,6 +61,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-benchmarks: $(VENV)/.installed-dev
+	$(PIP) -e ".[benchmarks]"
 	@touch $@
 
 clean: ## remove the virtual environment
