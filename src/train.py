@@ -114,6 +114,7 @@ def _fit(
     from cadence.checkpoint import Checkpoints
     from cadence.interruption import Interruption
     from cadence.keeper import Keeper
+    from cadence.update import DivergedError
 
     limits = settings.trainer
     left = _limits_left(settings, run)
@@ -131,15 +132,19 @@ def _fit(
             interruption=interruption,
             before_save=tracker.flush if tracker else None,
         )
-        fitted = run.trainer.fit(
-            run.train_loader,
-            run.val_loader,
-            **left,
-            evaluate_every=limits.evaluate_every,
-            patience=limits.patience,
-            observers=observers,
-            at_boundary=keeper.at_boundary,
-        )
+        try:
+            fitted = run.trainer.fit(
+                run.train_loader,
+                run.val_loader,
+                **left,
+                evaluate_every=limits.evaluate_every,
+                patience=limits.patience,
+                observers=observers,
+                at_boundary=keeper.at_boundary,
+            )
+        except DivergedError:
+            keeper.finish()  # the refused windows left its last good weights as they were
+            raise
         keeper.finish()
     return fitted
 

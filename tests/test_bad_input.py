@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from conftest import CommandLine
 
+from cadence.checkpoint import latest
+
 STEP_SIZE = "must be a whole number: mini-batches per update, at least 1"
 
 REFUSED = {
@@ -139,3 +141,6 @@ def test_a_diverged_run_fails_with_a_remedy_and_says_so_in_its_summary(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "FAILED"
     assert summary["updates_skipped"] == 4
+    state = latest(tmp_path / "run" / "checkpoints")
+    assert state.clock.updates_skipped == 4
+    assert all(weight.isfinite().all() for weight in state.model.values())

@@ -22,7 +22,7 @@ KILLS = 10
 
 RUNS = {
     "digits_mlp": ["trainer.max_epochs=1500", "trainer.checkpoint_every=4000"],
-    "digits_cnn": ["trainer.max_epochs=12", "trainer.checkpoint_every=320"],
+    "digits_cnn": ["trainer.max_epochs=40", "trainer.checkpoint_every=320"],
     "pydocs_gpt": [
         *("trainer.max_samples=2400", "trainer.max_epochs=null", "trainer.checkpoint_every=16"),
         *("data.validation_share=0.002", "model.layers=2", "model.width=64"),
@@ -48,7 +48,7 @@ def kill_after_some_progress(
     before = file.stat().st_mtime_ns if file.exists() else 0
     while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
         time.sleep(0.005)
-    time.sleep(chance.random() * 0.4)
+    time.sleep(chance.random() * 0.2)
     process.kill()
     return process.wait() == -9
 
