@@ -72,6 +72,7 @@ def test_the_default_is_two_minibatches_per_update(command: CommandLine, tmp_pat
     assert (summary(tmp_path)["step_size"], summary(tmp_path)["updates"]) == (2, math.ceil(45 / 2))
 
 
+@pytest.mark.slow
 def test_every_step_size_sees_the_same_samples(command: CommandLine, tmp_path: Path) -> None:
     seen = set()
     for step_size in (1, 7):

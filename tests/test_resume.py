@@ -323,6 +323,7 @@ def test_a_logged_model_is_loaded_by_mlflow_and_computes_what_was_trained(
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_run_is_extended_by_a_higher_limit_and_may_take_another_step_size(
     command: CommandLine, tmp_path: Path
 ) -> None:

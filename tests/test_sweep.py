@@ -65,6 +65,7 @@ def test_every_trial_is_linked_to_its_run_and_its_folder_and_back(
     }
 
 
+@pytest.mark.slow
 def test_a_longer_sweep_goes_on_where_the_shorter_one_ended(
     command: CommandLine, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_space_with_fewer_points_than_trials_ends_when_all_are_done_and_says_s
     assert sorted(step_sizes(study_of(tmp_path))) == [1, 2, 4]
 
 
+@pytest.mark.slow
 def test_repeats_run_each_point_with_seeds_of_its_own(command: CommandLine, tmp_path: Path) -> None:
     ended = command(*options(tmp_path, CHOICE, "sweep.repeats=2", "track=none", "seed=5"))
 
@@ -102,6 +104,7 @@ def test_repeats_run_each_point_with_seeds_of_its_own(command: CommandLine, tmp_
         assert [trial.user_attrs["seed"] for trial in replicates] == [5, 6]
 
 
+@pytest.mark.slow
 def test_a_grid_is_repeated_in_whole_rounds(command: CommandLine, tmp_path: Path) -> None:
     ended = command(
         *("--multirun", "sweep=step_size_grid", f"hydra.sweep.dir={tmp_path}/sweep", *TINY),
@@ -318,6 +321,7 @@ def test_a_plain_multirun_is_grouped_under_a_parent(
         ("step_size_lr_batch", "digits_mlp"),
     ],
 )
+@pytest.mark.slow
 def test_each_sweep_runs_with_a_recipe(
     command: CommandLine, tmp_path: Path, sweep: str, recipe: str
 ) -> None:

@@ -166,7 +166,7 @@ def test_auto_trains_what_null_trains_and_says_what_it_tried(
         model = nn.Linear(3, 1).double()
         optimizer = SGD(model.parameters(), lr=0.05)
         trainer = Trainer(model, optimizer, Regression(), 4, "cpu", microbatch_size=microbatch_size)
-        trainer.fit(data, epochs=5)
+        trainer.fit(data, epochs=150)
         models.append(model)
 
     assert relative_error(weights(models[1]), weights(models[0])) < 1e-12
