@@ -16,7 +16,7 @@ from hydra.utils import execution_whitelist
 from cadence import config as configs
 from src.build import build
 from src.errors import errors_in_one_line
-from src.resume import CHECKPOINTS, began_with, run_folder
+from src.resume import began_with, run_folder
 from src.train import ROOT, TRUSTED_TARGETS
 
 USAGE = "usage: python -m src.evaluate run=<run folder, or last> [overrides]"
@@ -29,7 +29,7 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
         ConfigError: The config is impossible, or has no held-out data.
         ValueError: The checkpoint cannot be read, or is of another model.
     """
-    from cadence.checkpoint import BEST, LAST, read
+    from cadence.checkpoint import BEST, FOLDER, LAST, read
     from cadence.console import open_console, print_evaluation
 
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
@@ -37,8 +37,8 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
         run = build(settings)
     if run.val_loader is None:
         raise configs.ConfigError("data: there is no held-out data to evaluate on")
-    best = folder / CHECKPOINTS / BEST
-    file = best if best.exists() else folder / CHECKPOINTS / LAST
+    best = folder / FOLDER / BEST
+    file = best if best.exists() else folder / FOLDER / LAST
     state = read(file)
     run.trainer.restore(state)
     evaluation = run.trainer.evaluate(run.val_loader)

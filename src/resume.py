@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from cadence.changes import changes
 from cadence.config import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY = "resume="
-CHECKPOINTS = "checkpoints"
 OVERRIDES = ".hydra/overrides.yaml"
 
 FREE = (
@@ -101,12 +101,7 @@ def check_changes(state: "State", now: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: It would be another training.
     """
-    was = state.config
-    changed = [
-        f"{key}: was {was.get(key, 'absent')}, now {now.get(key, 'absent')}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key, "absent") != now.get(key, "absent")
-    ]
+    changed = list(changes(state.config, now))
     refused = [change for change in changed if not change.startswith(FREE)]
     if refused:
         raise ConfigError(

@@ -12,6 +12,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from cadence.whole import write_whole
+
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
@@ -102,9 +104,7 @@ def _name_run(summary: Path, run_id: str | None) -> None:
     told = json.loads(summary.read_text())
     if told["mlflow_run_id"] != run_id:
         told["mlflow_run_id"] = run_id
-        part = summary.with_suffix(".json.part")
-        part.write_text(json.dumps(told, indent=2) + "\n")
-        part.replace(summary)
+        write_whole(summary, json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from cadence import config as configs
 from cadence.redaction import redact_files, redact_logs, redacted
 from src.build import Run, build, effective_batch
 from src.errors import errors_in_one_line, interruptible, logged_with_traceback
-from src.resume import CHECKPOINTS, check_changes, with_resume
+from src.resume import check_changes, with_resume
 
 if TYPE_CHECKING:
     from cadence.checkpoint import State
@@ -56,10 +56,9 @@ redact_logs()
 )
 def train(cfg: DictConfig) -> tuple[float, float]:
     """Train as the config says, and return ``(val_loss, samples_per_second)``."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        with logged_with_traceback():
-            return _train(cfg)  # the sweeper wants a failed trial's exception
-    with errors_in_one_line(), logged_with_traceback():
+    # In a multirun the sweeper wants a failed trial's exception.
+    in_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    with nullcontext() if in_multirun else errors_in_one_line(), logged_with_traceback():
         return _train(cfg)
 
 
@@ -111,7 +110,7 @@ def _fit(
     tracker: "Tracker | None",
 ) -> "Fitted":
     """Train to the limits, and keep the state in the run's folder as that goes."""
-    from cadence.checkpoint import Checkpoints
+    from cadence.checkpoint import FOLDER, Checkpoints
     from cadence.interruption import Interruption
     from cadence.keeper import Keeper
     from cadence.update import DivergedError
@@ -122,7 +121,7 @@ def _fit(
         log.warning("the run had come to its end; a higher limit, such as trainer.max_epochs, "
                     "trains on")  # fmt: skip
         return run.trainer.fitted
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints, Interruption() as interruption:
+    with Checkpoints(folder / FOLDER) as checkpoints, Interruption() as interruption:
         keeper = Keeper(
             run.trainer,
             checkpoints,
@@ -173,13 +172,12 @@ def _state_to_go_on_from(settings: "Config", cfg: DictConfig) -> "State | None":
     """Return the state that ``resume=`` names; None = the run begins."""
     if settings.resume is None:
         return None
-    from cadence.checkpoint import LAST, PREVIOUS, latest
+    from cadence.checkpoint import FOLDER, has_begun, latest
 
-    checkpoints = Path(settings.resume) / CHECKPOINTS
-    if not any((checkpoints / name).exists() for name in (LAST, PREVIOUS)):
+    if not has_begun(Path(settings.resume)):
         log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
         return None
-    state = latest(checkpoints)
+    state = latest(Path(settings.resume) / FOLDER)
     check_changes(state, _kept_config(cfg))
     return state
 

@@ -38,7 +38,7 @@ def test_the_password_and_the_token_of_an_address_are_hidden(text: str, shown: s
 @pytest.mark.parametrize(
     "text",
     [
-        "sqlite:////work/mlruns/mlflow.db",
+        "sqlite:////srv/mlruns/mlflow.db",
         "http://127.0.0.1:5000/#/experiments/1",
         "postgresql+psycopg://cadence@127.0.0.1:5432/postgres",
         "trainer.step_size=16",

@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import optuna
 import pytest
-from browsing import free_port, mlflow_pages, needs_browser, save_picture, serving, wait_for
+from browsing import mlflow_pages, needs_browser, save_picture, serving, wait_for
 from conftest import ROOT
 from PIL import Image
 from scipy import ndimage
@@ -22,6 +22,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
 from selenium.webdriver.support.ui import WebDriverWait
+from serving import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -52,6 +52,9 @@ from cadence.clock import Clock
 
 log = logging.getLogger(__name__)
 
+FOLDER = "checkpoints"
+"""Where a run's checkpoints are, in its own folder."""
+
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 SCHEMA = 1
@@ -229,6 +232,11 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 _remove_parts(self.folder)
             self._writing_seconds += perf_counter() - started
+
+
+def has_begun(run: Path) -> bool:
+    """Return whether there is a state to go on from in a run's folder."""
+    return any((run / FOLDER / name).exists() for name in (LAST, PREVIOUS))
 
 
 def latest(folder: Path) -> State:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cadence.whole import write_whole
+
 FILE = "tracking.json"
 DELIVERED = "delivered.json"
 
@@ -82,6 +84,4 @@ class Delivered:
 
 
 def _write(file: Path, told: dict[str, Any]) -> None:
-    part = file.with_suffix(".json.part")
-    part.write_text(json.dumps(told, indent=2) + "\n")
-    part.replace(file)
+    write_whole(file, json.dumps(told, indent=2) + "\n")

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from cadence.whole import write_whole
+
 HIDDEN = "***"
 """What stands where a secret was."""
 
@@ -40,9 +42,7 @@ def redact_files(files: Iterable[Path]) -> None:
         text = file.read_text()
         clean = redacted(text)
         if clean != text:
-            part = file.with_name(f"{file.name}.part")
-            part.write_text(clean)
-            part.replace(file)
+            write_whole(file, clean)
 
 
 def redact_logs() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cadence.record import Fitted
+from cadence.whole import write_whole
 
 FILE = "summary.json"
 
@@ -46,9 +47,7 @@ def write_summary(
         for name, value in summary.items()
     }
     file = folder / FILE
-    temporary = file.with_suffix(".json.part")
-    temporary.write_text(json.dumps(finite, indent=2) + "\n")
-    temporary.replace(file)
+    write_whole(file, json.dumps(finite, indent=2) + "\n")
     return file
 
 

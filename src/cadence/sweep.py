@@ -30,6 +30,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 
+from cadence.changes import changes
 from cadence.ledger import OBJECTIVES
 
 Point: TypeAlias = dict[str, Any]
@@ -315,7 +316,4 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
     if was["directions"] != now["directions"]:
         yield f"directions: was {was['directions']}, now {now['directions']}"
     for part in ("space", "fixed"):
-        for key in sorted(was[part].keys() | now[part].keys()):
-            before, after = was[part].get(key, "absent"), now[part].get(key, "absent")
-            if before != after:
-                yield f"{key}: was {before}, now {after}"
+        yield from changes(was[part], now[part])

@@ -22,6 +22,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 
 from cadence import sweep as sweeps
+from cadence.checkpoint import has_begun
 from cadence.config import ConfigError, checked, flattened
 from cadence.console import open_console, print_report
 from cadence.redaction import redacted
@@ -44,9 +45,6 @@ SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
 
 SUBDIR = "trials/${hydra.job.num}"
 """Where a trial's run folder is, within the sweep's."""
-
-LAST = "checkpoints/last.pt"
-"""What a run folder has once there is something to go on from."""
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +239,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         if replicate := trial.user_attrs.get("replicate", 0):
             links.append(f"seed={self._config.seed + replicate}")
         earlier = (Path(folder) for folder in trial.user_attrs.get("earlier_folders", ()))
-        if begun := next((folder for folder in earlier if (folder / LAST).exists()), None):
+        if begun := next(filter(has_begun, earlier), None):
             links.append(f"resume='{begun}'")  # it goes on where the sweep before it died
         if self._lineage is not None:
             run_id = self._lineage.child(trial.number)
