@@ -65,7 +65,7 @@ def mlflow_pages(mlruns: Path) -> Iterator[str]:
     port = free_port()
     venv = Path(sys.executable).parents[1]
     command = [
-        *("make", "ui", f"PORT={port}", f"MLRUNS={mlruns}"),
+        *("make", "--no-print-directory", "ui", f"PORT={port}", f"MLRUNS={mlruns}"),
         *(f"VENV={venv}", f"--old-file={venv}/.installed"),  # this environment, as it is
     ]
     with serving(command) as server:
