@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import warm
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
@@ -43,12 +43,11 @@ def command(tmp_path: Path) -> CommandLine:
             if any(part.startswith(("hydra.", "-")) for part in arguments)
             else [f"hydra.run.dir={tmp_path / 'run'}"]
         )
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments, *folder],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
-            capture_output=True,
-            text=True,
+        return warm.run(
+            module,
+            [*arguments, *folder],
+            folder=tmp_path,
+            environment={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
             timeout=timeout,
         )
 
