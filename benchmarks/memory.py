@@ -127,6 +127,7 @@ def peak(kind: Kind, step_size: int, count: int, threads: int) -> float:
     optimizer = job.optimizer(model)
     if kind.is_whole:
         memory = PeakMemory(torch.device("cpu"))
+        memory.begin()
         big_batches(job, model, optimizer, step_size, count)
         return memory.mib()
     trainer = Trainer(model, optimizer, job.objective, step_size, "cpu")

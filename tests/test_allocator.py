@@ -51,6 +51,7 @@ from cadence.measure import PeakMemory
 keep_memory(True)
 for _ in range(3):
     peak = PeakMemory(torch.device("cpu"))
+    peak.begin()
     block = torch.ones(100, 2**18)
     del block
     print(round(peak.mib() / 100, 1))

@@ -179,6 +179,7 @@ def test_the_throughput_of_a_single_window_is_its_own(monkeypatch: pytest.Monkey
 
 def test_peak_memory_sees_what_was_taken_and_given_back() -> None:
     memory = PeakMemory(CPU)
+    memory.begin()
 
     torch.ones(64 * 2**20 // 4)  # 64 MiB, gone at once
 

@@ -546,6 +546,30 @@ def test_fitted_tells_what_was_done() -> None:
     assert fitted.val_metrics == {}
 
 
+def test_a_later_fit_keeps_the_runs_memory_and_its_peak() -> None:
+    data = [(torch.ones(2, 1), torch.zeros(2, 1))]
+    model = Takes64MiBOnce()
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.0), Regression(), 1, "cpu")
+
+    peaks = [trainer.fit(data, epochs=1).peak_memory_mib for _ in range(2)]
+
+    assert 60 < peaks[0] <= peaks[1]
+
+
+class Takes64MiBOnce(nn.Linear):
+    """A model of one weight whose first forward, and no other, needs 64 MiB for a moment."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.taken = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.taken:
+            torch.ones(64 * 2**20 // 4)
+            self.taken = True
+        return super().forward(inputs)
+
+
 def test_without_validation_data_there_is_no_validation_loss() -> None:
     seen = Seen()
 

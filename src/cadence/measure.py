@@ -78,7 +78,7 @@ class Stopwatch:
 
 
 class PeakMemory:
-    """The most memory a run takes, counted from where it starts.
+    """The most memory a run takes, counted from where it begins.
 
     On CUDA it is what torch's allocator held; elsewhere the process's resident set above the start,
     in which what is built before (the model, the data in memory) does not count. Memory that an
@@ -87,9 +87,15 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._start = torch.cuda.memory_allocated(device)
+        self._start: int | None = None
+
+    def begin(self) -> None:
+        """Count from here, unless the run has begun before."""
+        if self._start is not None:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._start = torch.cuda.memory_allocated(self._device)
         else:
             give_back()
             with contextlib.suppress(OSError):  # not Linux, or forbidden: the peak stays older
@@ -97,7 +103,9 @@ class PeakMemory:
             self._start = _peak_resident_bytes()
 
     def mib(self) -> float:
-        """Return the peak since the start, in MiB."""
+        """Return the peak since the run began, in MiB; 0 before."""
+        if self._start is None:
+            return 0.0
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
         else:

@@ -58,11 +58,13 @@ class Fitted:
 class Record:
     """Keeps what a run came to so far, and shows it to the observers."""
 
-    def __init__(self, device: torch.device, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self, device: torch.device, observers: Sequence[Observer], memory: PeakMemory
+    ) -> None:
         self._device = device
         self._observers = observers
+        self._memory = memory
         self._started = perf_counter()
-        self._memory = PeakMemory(device)
         self._stopwatch = Stopwatch()
         self._evaluation: Evaluation | None = None
         self._evaluated_at: int | None = None

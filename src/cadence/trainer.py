@@ -19,7 +19,7 @@ from cadence.checkpoint import (
     restore_random_states,
 )
 from cadence.clock import Clock, Limits
-from cadence.measure import Evaluation, evaluate
+from cadence.measure import Evaluation, PeakMemory, evaluate
 from cadence.objectives import Objective
 from cadence.passes import Passes
 from cadence.record import Fitted, Observer, Record
@@ -100,7 +100,8 @@ class Trainer:
             autocast=self._autocast,
             scaler=self._scaler,
         )
-        self._record = Record(self.device, ())
+        self._memory = PeakMemory(self.device)
+        self._record = Record(self.device, (), self._memory)
         self._restored: State | None = None
         self._random_of_epoch = random_states()
         self._update = Update(
@@ -165,7 +166,8 @@ class Trainer:
             DoesNotFitError: A single sample does not fit into memory.
         """
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
-        self._record = record = Record(self.device, observers)
+        self._memory.begin()
+        self._record = record = Record(self.device, observers, self._memory)
         self._restore_record()
         _warn_of_short_epochs(train_loader, self.step_size)
         self.model.train()
