@@ -15,17 +15,12 @@ by cadence, to the same weights as without the limit, and in one pass, which die
 import argparse
 import logging
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -38,19 +33,17 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks.figures import conditions, line, progress, said, spread
 from benchmarks.jobs import Job, pydocs_gpt
 from cadence import Trainer, windows
 from cadence.allocator import keep_memory
 from cadence.data import TensorData, loader
 from cadence.measure import MIB, PeakMemory
 from cadence.pareto import FRONT, INK, KNEE, PALE
-from cadence.provenance import git_tags
 from cadence.recovery import is_out_of_memory
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-ROOT = Path(__file__).resolve().parents[1]
 
 TARGET = 0.05
 """The share by which the peak may differ from that of step_size 1."""
@@ -65,17 +58,6 @@ LIMITED_WINDOWS = 3
 
 WIDTH, HEIGHT = 1200, 680
 """Pixels of the picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A median and what most values lie between."""
-
-    median: float
-    low: float
-    """The 10th percentile; the smallest of fewer than ten values."""
-    high: float
-    """The 90th percentile; the largest of fewer than ten values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,19 +221,6 @@ def limited_lines(threads: int) -> Iterator[str]:
     yield f"The limit leaves {free.room:.0f} MiB, {ROOM:g} times the peak of one mini-batch."
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return the median of some values, and their 10th and 90th percentile."""
-    if len(values) < 10:
-        return Spread(statistics.median(values), min(values), max(values))
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return Spread(statistics.median(values), tenths[0], tenths[-1])
-
-
-def line(fields: Sequence[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join(fields)} |"
-
-
 def table(found: dict[tuple[str, int], list[float]], step_sizes: Sequence[int]) -> Iterator[str]:
     """Yield the peaks' table."""
     yield "**Peak memory above the start of training, MiB**"
@@ -285,22 +254,6 @@ def verdicts(found: dict[tuple[str, int], list[float]], sizes: Sequence[int]) ->
         "from the second mini-batch of a window on, its gradient waits while others run: "
         f"{gradient:.1f} MiB"
     )
-
-
-def conditions(**more: Any) -> str:
-    """Return what the numbers depend on, in a line."""
-    facts = {
-        "CPU": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "C library": " ".join(platform.libc_ver()),
-        "commit": git_tags(ROOT).get("mlflow.source.git.commit", "none")[:12],
-        **more,
-        "load": round(os.getloadavg()[0], 1),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-    return "; ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def draw(
@@ -352,22 +305,6 @@ def _scale(axes: Axes, sizes: Sequence[int]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [
-        each.partition(":")[2].strip()
-        for each in (info.read_text().splitlines() if info.exists() else ())
-        if each.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def progress(text: str) -> None:
-    """Show where a measurement is, if somebody can see it."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
@@ -405,14 +342,14 @@ def main() -> None:
     for each in limited_lines(options.threads):
         print(each, flush=True)
     job = pydocs_gpt()
-    said = conditions(
+    facts = conditions(
         job=f"{job.name}, {job.batch_size} samples a mini-batch, micro-batch one mini-batch",
         threads=options.threads,
         rounds=f"{options.rounds} of {options.windows} windows, each in a process of its own",
     )
-    print("", said, sep="\n")
+    print("", said(facts), sep="\n")
     if options.out is not None:
-        draw(found, options.step_sizes, said, options.out)
+        draw(found, options.step_sizes, said(facts), options.out)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from benchmarks.figures import Spread, conditions, line, progress, said, spread
 from benchmarks.jobs import digits_mlp
-from benchmarks.memory import Spread, conditions, line, minibatches, progress, spread
+from benchmarks.memory import minibatches
 from cadence import Trainer
 from cadence.allocator import keep_memory
 from cadence.clock import Clock
@@ -334,14 +335,14 @@ def main() -> None:
     for question in questions(options.quick):
         answers.append(answered(question, options.rounds))
         print(*table(answers[-1]), "", sep="\n", flush=True)
-    said = conditions(
+    facts = conditions(
         batch="32 samples a mini-batch",
         threads=options.threads,
         rounds=options.rounds,
     )
-    print(said)
+    print(said(facts))
     if options.out is not None:
-        draw(answers, said, options.out)
+        draw(answers, said(facts), options.out)
 
 
 if __name__ == "__main__":
