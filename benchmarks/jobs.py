@@ -129,6 +129,12 @@ def digits_mlp() -> Job:
     return _classification("digits MLP", data, lambda: mlp(data.input_shape, data.outputs))
 
 
+def digits_cnn() -> Job:
+    """Return the CNN of 32 and 64 channels on scikit-learn's digits, 32 samples a mini-batch."""
+    data = digits()
+    return _classification("digits CNN", data, lambda: cnn(data.input_shape, data.outputs))
+
+
 def synthetic_cnn() -> Job:
     """Return a CNN of 32 and 64 channels on 10,000 made-up images, 32 samples a mini-batch."""
     data = synthetic(samples=10_001, shape=(1, 28, 28), validation_share=1e-4)  # one held out

@@ -66,3 +66,14 @@ def test_overhead_prints_its_difference() -> None:
     lines = printed("overhead", "--trials", "4", "--rounds", "1").splitlines()
 
     assert any(line.startswith("difference of medians:") for line in lines)
+
+
+@pytest.mark.slow
+def test_settings_prints_its_table() -> None:
+    lines = printed("settings", "--quick", "--only", "fused").splitlines()
+
+    assert lines[0] == "| setting | on | speed with over without |"
+    assert [line.split(" | ")[:2] for line in lines[2:4]] == [
+        ["| fused", "digits MLP, step_size 1"],
+        ["| fused", "digits MLP, step_size 16"],
+    ]
