@@ -59,8 +59,9 @@ BLOCKS = 128
 """Blocks that count. The weights move while a run trains, and the noise scale grows, so only the
 last 2,048 windows tell of the present; within them the estimate is a mean weighted by |G|^2."""
 
-LEAST_MEASURED = 8
-"""Measured windows before there is an estimate: fewer do not even tell how uncertain it is."""
+LEAST = 8
+"""Blocks, and measured windows in them, before there is an estimate: fewer do not even tell how
+uncertain it is."""
 
 RESAMPLES = 500
 
@@ -146,7 +147,7 @@ class NoiseScale:
         """Return what the last windows tell: an estimate, with its interval by resampling."""
         blocks = np.array(self._blocks).reshape(-1, len(_COLUMNS))
         total = blocks.sum(0)
-        if total[_COLUMNS.index("measured windows")] < LEAST_MEASURED:
+        if min(len(blocks), total[_COLUMNS.index("measured windows")]) < LEAST:
             return UNKNOWN
         resampled = np.sort(_ratios(self._draws[:, : len(blocks)] @ blocks))
         tail = round((1 - LEVEL) / 2 * RESAMPLES)
