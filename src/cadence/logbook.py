@@ -5,6 +5,7 @@ update) lie over each other.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -76,6 +77,7 @@ class Logbook:
                 "throughput/samples_per_second_p10": fitted.samples_per_second_p10,
                 "throughput/samples_per_second_p90": fitted.samples_per_second_p90,
                 "memory/peak_mib": fitted.peak_memory_mib,
+                **_finite_noise_scale(fitted),
             },
         )
 
@@ -119,6 +121,7 @@ class Logbook:
                 "train/loss": outcome.loss,
                 "train/grad_norm": outcome.grad_norm,
                 "train/lr": outcome.lr,
+                "train/step_size": outcome.step_size,
                 "train/updates": clock.updates,
             },
         )
@@ -146,6 +149,16 @@ class Logbook:
                 failing = True
             else:
                 failing = False
+
+
+def _finite_noise_scale(fitted: Fitted) -> dict[str, float]:
+    """Return the estimate and its ends as far as they are numbers: MLflow would draw 1e308."""
+    found = {
+        "train/noise_scale": fitted.noise_scale,
+        "train/noise_scale_low": fitted.noise_scale_low,
+        "train/noise_scale_high": fitted.noise_scale_high,
+    }
+    return {key: end for key, end in found.items() if end is not None and math.isfinite(end)}
 
 
 def milliseconds() -> int:

@@ -10,6 +10,7 @@ import torch
 
 from cadence.clock import Clock
 from cadence.measure import UNKNOWN, Evaluation, PeakMemory, Stopwatch, Throughput
+from cadence.noise import NoiseScale
 from cadence.update import Outcome
 
 
@@ -53,15 +54,34 @@ class Fitted:
     seconds: float
     """Wall time of the whole run, evaluations included."""
     device: str
+    noise_scale: float | None = None
+    """An estimate of the gradient noise scale, in items; see `cadence.noise`. None = none was asked
+    for, NaN = unknown, infinite = larger than the windows can tell."""
+    noise_scale_low: float | None = None
+    """The lower end of its interval at `cadence.noise.LEVEL`."""
+    noise_scale_high: float | None = None
+    """The upper end; infinite = the windows set no bound."""
 
 
 class Record:
-    """Keeps what a run came to so far, and shows it to the observers."""
+    """Keeps what a run came to so far, and shows it to the observers.
+
+    Args:
+        device: Where the run computes.
+        observers: Who is shown.
+        memory: Measures the run's peak, which others begin.
+        noise: Estimates the gradient noise scale, which others feed; None = nothing does.
+    """
 
     def __init__(
-        self, device: torch.device, observers: Sequence[Observer], memory: PeakMemory
+        self,
+        device: torch.device,
+        observers: Sequence[Observer],
+        memory: PeakMemory,
+        noise: NoiseScale | None = None,
     ) -> None:
         self._device = device
+        self._noise = noise
         self._observers = observers
         self._memory = memory
         self._started = perf_counter()
@@ -137,6 +157,7 @@ class Record:
         """Return what the run came to."""
         throughput = self._stopwatch.throughput() or self._before.throughput
         evaluation = self._evaluation
+        noise_scale, low, high = self._noise.estimate() if self._noise else (None, None, None)
         return Fitted(
             step_size=step_size,
             microbatch_size=microbatch_size,
@@ -152,6 +173,9 @@ class Record:
             peak_memory_mib=max(self._memory.mib(), self._before.peak_memory_mib),
             seconds=self._stopwatch.mark - self._started + self._before.seconds,
             device=str(self._device),
+            noise_scale=noise_scale,
+            noise_scale_low=low,
+            noise_scale_high=high,
         )
 
     def state(self) -> dict[str, Any]:
@@ -169,6 +193,7 @@ class Record:
             "seconds": perf_counter() - self._started + self._before.seconds,
             "peak_memory_mib": max(self._memory.mib(), self._before.peak_memory_mib),
             "throughput": asdict(throughput),
+            "noise_scale": self._noise and self._noise.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -182,6 +207,8 @@ class Record:
         self._before = _Before(
             state["seconds"], state["peak_memory_mib"], Throughput(**state["throughput"])
         )
+        if self._noise and state.get("noise_scale"):
+            self._noise.restore(state["noise_scale"])
 
 
 class _Before(NamedTuple):
