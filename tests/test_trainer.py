@@ -34,6 +34,7 @@ from cadence.batch import Batch, sample_count
 from cadence.clock import Clock
 from cadence.data import TensorData, loader
 from cadence.models.mlp import mlp
+from cadence.measure import WindowTime
 from cadence.objectives import Classification, Regression
 from cadence.record import Fitted
 from cadence.schedule import cosine
@@ -544,6 +545,44 @@ def test_fitted_tells_what_was_done() -> None:
     assert fitted.seconds > 0
     assert fitted.peak_memory_mib >= 0
     assert fitted.val_metrics == {}
+
+
+def test_a_windows_time_is_told_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes only in the loader (1 s), the loss (0.25 s) and the optimizer's step (8 s)."""
+    now = 0.0
+    monkeypatch.setattr("cadence.measure.perf_counter", lambda: now)
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Slow(Regression):
+        def total_loss(self, model: nn.Module, batch: Any) -> Tensor:
+            passes(0.25)
+            return super().total_loss(model, batch)
+
+    class SlowSGD(SGD):
+        def step(self, closure: Any = None) -> Any:
+            passes(8)
+            return super().step(closure)
+
+    class SlowLoader(list[Pair]):
+        def __iter__(self) -> Iterator[Pair]:
+            for pair in super().__iter__():
+                passes(1)
+                yield pair
+
+    model = nn.Linear(3, 1).double()
+    optimizer = SlowSGD(model.parameters(), lr=LR)
+    trainer = Trainer(model, optimizer, Slow(), step_size=3, device="cpu")
+    data = cut(regression_pair(22), [2] * 11)  # three windows of 6 samples, one of 4
+    fitted = trainer.fit(SlowLoader(data), data, epochs=2)
+
+    assert fitted.time == WindowTime(6, 3000, 750, 0, 8000)
+    assert trainer.window_parts.data.tolist() == [3, 3, 3, 2] * 2
+    again = Trainer(model, optimizer, Slow(), device="cpu")
+    again.restore(trainer.state({}))
+    assert again.fitted.time == fitted.time
 
 
 def test_without_validation_data_there_is_no_validation_loss() -> None:

@@ -19,7 +19,7 @@ from cadence.checkpoint import (
     restore_random_states,
 )
 from cadence.clock import Clock, Limits
-from cadence.measure import Evaluation, evaluate
+from cadence.measure import Evaluation, WindowParts, evaluate
 from cadence.objectives import Objective
 from cadence.passes import Passes
 from cadence.record import Fitted, Observer, Record
@@ -175,8 +175,9 @@ class Trainer:
             _announce_epoch(train_loader, self.clock.epoch)
             rest = self._rest_of_epoch(train_loader, limits.samples_left(self.clock))
             record.begin_epoch(self.clock)
-            for window in rest:
+            for window in record.arriving(rest):
                 accumulated = self._passes(window, self.step_size)
+                record.computed()
                 samples = samples_in(window)
                 outcome = self._update.apply(accumulated, self.clock, samples)
                 before = self.clock
@@ -283,6 +284,11 @@ class Trainer:
     def fitted(self) -> Fitted:
         """What the present or last call of `fit` has come to so far, however it ended."""
         return self._record.fitted(self.clock, self.step_size, self._passes.microbatch_size)
+
+    @property
+    def window_parts(self) -> WindowParts:
+        """The time of each window of the present or last call of `fit`, by its parts."""
+        return self._record.windows()
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
         """Return the model's means over all items of some mini-batches; see `cadence.measure`."""
