@@ -70,6 +70,7 @@ def build(settings: "Config") -> Run:
         ),
         clip_norm=settings.trainer.clip_norm,
         max_skipped=settings.trainer.max_skipped,
+        noise_scale=settings.trainer.noise_scale,
     )
     pin = device.type == "cuda"
     val_loader = None

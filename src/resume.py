@@ -33,6 +33,7 @@ FREE = (
     "trainer.evaluate_every",
     "trainer.checkpoint_every",
     "trainer.patience",
+    "trainer.noise_scale",
     "trainer.detect_anomaly",
     "device.name",
     "device.threads",

@@ -33,8 +33,8 @@ from cadence import Trainer
 from cadence.batch import Batch, sample_count
 from cadence.clock import Clock
 from cadence.data import TensorData, loader
-from cadence.models.mlp import mlp
 from cadence.measure import WindowTime
+from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression
 from cadence.record import Fitted
 from cadence.schedule import cosine

@@ -12,7 +12,7 @@ receives its finished share.
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, islice
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from cadence.batch import Batch, Gathered, moved, rebatched
+from cadence.noise import Parts
 from cadence.objectives import Objective
 
 HALF = (torch.bfloat16, torch.float16)
@@ -33,6 +34,8 @@ class Accumulated:
     """The sum of the items' losses, detached; on the model's device."""
     items: int
     """The items in the window; 0 = there is nothing to update from, and ``.grad`` is untouched."""
+    parts: Parts | None = None
+    """The gradients of its micro-batches; None = they were not measured."""
 
     @property
     def loss(self) -> Float[Tensor, ""]:
@@ -103,13 +106,28 @@ class Accumulator:
         self._share = torch.ones((), device=self._device)
         self._share_of = 1
 
-    def __call__(self, window: Sequence[Batch], microbatch_size: int | None = None) -> Accumulated:
-        """Accumulate one window; see `accumulate`."""
+    def __call__(
+        self,
+        window: Sequence[Batch],
+        microbatch_size: int | None = None,
+        *,
+        measured: Sequence[nn.Parameter] = (),
+    ) -> Accumulated:
+        """Accumulate one window; see `accumulate`.
+
+        Args:
+            window: Its mini-batches.
+            microbatch_size: As in `accumulate`.
+            measured: The parameters whose gradients by the micro-batches are measured as well, for
+                `cadence.noise`; the sum is the same, bit for bit. ``.grad`` must be empty before.
+                None of them = nothing is measured.
+        """
         objective, device = self._objective, self._device
         items, microbatches = _microbatches(objective, window, microbatch_size)
         if items == 0:
             return Accumulated(torch.zeros((), device=device), items)
-        half_sums = _HalfGradients(self._half)
+        parts = _MeasuredGradients(measured, items) if measured else None
+        half_sums = _TakenGradients(self._half)
         total_loss: Tensor | None = None
         for microbatch in microbatches:
             with _autocast(device, self._autocast):
@@ -122,12 +140,18 @@ class Accumulator:
             if loss.dtype in HALF:
                 loss = loss.float()
             torch.autograd.backward(loss, self._share_like(loss, items))
+            if parts is not None:
+                parts.measure(objective.items(microbatch))
             half_sums.take()
             detached = loss.detach()
             total_loss = detached if total_loss is None else total_loss + detached
         half_sums.give()
         assert total_loss is not None  # items > 0, so at least one micro-batch holds one
-        return Accumulated(total_loss, items)
+        if parts is None:
+            return Accumulated(total_loss, items)
+        parts.give()
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        return Accumulated(total_loss, items, parts.found(scale))
 
     def _share_like(self, loss: Tensor, items: int) -> Tensor:
         """Return 1 / items, times the loss scale, to start a backward from.
@@ -181,8 +205,8 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-class _HalfGradients:
-    """Float32 sums of the gradients of parameters kept in half precision.
+class _TakenGradients:
+    """Sums of gradients, in float32 where the parameters are kept in half precision.
 
     Autograd adds each micro-batch's gradient to ``.grad`` in the parameter's dtype, where small
     terms vanish beside a large sum. So each is taken away after its backward, and the sum is given
@@ -196,11 +220,45 @@ class _HalfGradients:
     def take(self) -> None:
         for parameter, total in self._sums.items():
             if parameter.grad is not None:
-                gradient = parameter.grad.float()
-                self._sums[parameter] = gradient if total is None else total + gradient
+                gradient = wide(parameter.grad)
+                # In place, as autograd adds: the first one is nobody else's.
+                self._sums[parameter] = gradient if total is None else total.add_(gradient)
                 parameter.grad = None
 
     def give(self) -> None:
         for parameter, total in self._sums.items():
             if total is not None:
                 parameter.grad = total.to(parameter.dtype)
+
+
+class _MeasuredGradients(_TakenGradients):
+    """Takes each micro-batch's gradient away and measures it."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], items: int) -> None:
+        super().__init__(parameters)
+        self._items = items
+        self._counts: list[int] = []
+        self._norms: list[Sequence[Tensor]] = []
+
+    def measure(self, items: int) -> None:
+        """Measure and take a micro-batch of that many items."""
+        gradients = [wide(each.grad) for each in self._sums if each.grad is not None]
+        self._counts.append(items)
+        self._norms.append(torch._foreach_norm(gradients) if gradients else ())
+        self.take()
+
+    def found(self, scale: float) -> Parts:
+        """Return what was measured of gradients that were multiplied by a loss scale."""
+        # Read at once, and only now: on CUDA a reading waits for the device.
+        every = [norm for norms in self._norms for norm in norms]
+        on_one = [norm.to(every[0].device) for norm in every]
+        read = iter(torch.stack(on_one).tolist() if on_one else ())
+        squares = 0.0
+        for items, norms in zip(self._counts, self._norms, strict=True):
+            squares += sum(norm**2 for norm in islice(read, len(norms))) / items
+        return Parts(len(self._counts), squares * (self._items / scale) ** 2)
+
+
+def wide(gradient: Tensor) -> Tensor:
+    """Return a gradient in float32 where it is in half precision; else as it is."""
+    return gradient.float() if gradient.dtype in HALF else gradient

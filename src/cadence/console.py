@@ -15,6 +15,7 @@ from rich.text import Text
 from cadence.certificate import Certificate
 from cadence.clock import Clock
 from cadence.measure import Evaluation, WindowTime
+from cadence.noise import LEAST_MEASURED, LEVEL
 from cadence.record import Fitted
 from cadence.report import Report
 from cadence.update import Outcome
@@ -117,6 +118,7 @@ class Display:
             "train loss": _number(fitted.train_loss),
             "val loss": _number(fitted.val_loss),
             **{f"val {name}": _number(value) for name, value in fitted.val_metrics.items()},
+            **({} if fitted.noise_scale is None else {"noise scale": _noise_scale(fitted)}),
             "throughput": f"{fitted.samples_per_second:,.0f} samples/s "
             f"(a tenth of the windows below {fitted.samples_per_second_p10:,.0f}, "
             f"a tenth above {fitted.samples_per_second_p90:,.0f})",
@@ -216,3 +218,13 @@ def _window_time(time: WindowTime) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "none"
+
+
+def _noise_scale(fitted: Fitted) -> str:
+    """Return the estimate as a reader may take it: with its interval, or with what it lacks."""
+    value, low, high = fitted.noise_scale, fitted.noise_scale_low, fitted.noise_scale_high
+    if value is None or low is None or high is None or math.isnan(value):
+        return f"unknown: fewer than {LEAST_MEASURED} windows were measured"
+    interval = f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"at least {low:,.0f}"
+    said = f"{value:,.0f} items" if math.isfinite(value) else "larger than the windows can tell"
+    return f"{said} (an estimate; {LEVEL:.0%} interval {interval} items)"

@@ -5,6 +5,7 @@ update) lie over each other.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -80,6 +81,7 @@ class Logbook:
                 "time/compute_ms": fitted.time.compute_ms,
                 "time/sync_ms": fitted.time.sync_ms,
                 "time/update_ms": fitted.time.update_ms,
+                **_finite_noise_scale(fitted),
             },
         )
 
@@ -150,6 +152,16 @@ class Logbook:
                 failing = True
             else:
                 failing = False
+
+
+def _finite_noise_scale(fitted: Fitted) -> dict[str, float]:
+    """Return the estimate and its ends as far as they are numbers: MLflow would draw 1e308."""
+    found = {
+        "train/noise_scale": fitted.noise_scale,
+        "train/noise_scale_low": fitted.noise_scale_low,
+        "train/noise_scale_high": fitted.noise_scale_high,
+    }
+    return {key: end for key, end in found.items() if end is not None and math.isfinite(end)}
 
 
 def milliseconds() -> int:

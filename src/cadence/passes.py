@@ -10,8 +10,9 @@ from torch import nn
 from torch.amp import GradScaler
 
 from cadence.accumulation import Accumulated, Accumulator, checked_microbatch_size
-from cadence.batch import Batch, sample_count
+from cadence.batch import Batch, sample_count, samples_in
 from cadence.coupling import check_boundaries, coupling
+from cadence.noise import is_measured
 from cadence.objectives import Objective
 from cadence.recovery import FittingAccumulator, MemoryLimit, split_to_fit
 from cadence.tuning import Auto, Tuner
@@ -55,13 +56,19 @@ class Passes:
         self._tuner = Tuner(microbatch_size, threads, self._limit)
         self._coupled_by: str | None = None
 
-    def begin(self, model: nn.Module, objective: Objective) -> None:
+    def begin(
+        self, model: nn.Module, objective: Objective, measured: Sequence[nn.Parameter] = ()
+    ) -> None:
         """Take a model as it is now, with its parameters, buffers and modes.
 
         Args:
             model: The model, on its device.
             objective: What to count and sum.
+            measured: The parameters whose gradients by parts are measured in some windows; see
+                `cadence.noise`. None of them = nothing is measured.
         """
+        self._measured = measured
+        self._said_unmeasurable = False
         self._coupled_by = None if self._allow_batch_coupling else coupling(model, objective)
         if self._coupled_by is not None and self._is_auto:
             log.warning(
@@ -76,12 +83,15 @@ class Passes:
             accumulate, model, self._limit, splits=self._coupled_by is None
         )
 
-    def __call__(self, window: Sequence[Batch], step_size: int) -> Accumulated:
+    def __call__(
+        self, window: Sequence[Batch], step_size: int, windows_before: int = 0
+    ) -> Accumulated:
         """Run a window; see `cadence.accumulate`. ``.grad`` must be empty before.
 
         Args:
             window: The mini-batches of one update.
             step_size: The mini-batches of a full window.
+            windows_before: The windows of the run before it.
 
         Raises:
             ValueError: The micro-batch size would split or join mini-batches that must not be.
@@ -90,14 +100,39 @@ class Passes:
         size = self._tuner.choose(window, step_size).microbatch_size
         if self._coupled_by is not None and size is not None:
             check_boundaries(self._coupled_by, size, map(sample_count, window))
+        self._measures = bool(self._measured) and self._is_measured(window, size, windows_before)
+        if self._measures:
+            if _in_one_pass(window, size):
+                size = -(-samples_in(window) // 2)
+            return self._accumulate(window, size, measured=self._measured)
         accumulated = self._accumulate(window, size)
         self.microbatch_size = self._accumulate.size
         return accumulated
 
     def took(self, seconds: float, samples: int) -> None:
-        """Learn from the time of the last window, update included."""
-        self._tuner.took(seconds, samples, self.microbatch_size)
+        """Learn from the time of the last window, update included; not if it was measured."""
+        if not self._measures:
+            self._tuner.took(seconds, samples, self.microbatch_size)
+
+    def _is_measured(self, window: Sequence[Batch], size: int | None, windows_before: int) -> bool:
+        in_one_pass = _in_one_pass(window, size)
+        if not is_measured(windows_before, in_one_pass=in_one_pass):
+            return False
+        if not in_one_pass or (self._coupled_by is None and samples_in(window) > 1):
+            return True
+        if not self._said_unmeasurable:
+            self._said_unmeasurable = True
+            log.warning(
+                "trainer.noise_scale=true: a window of a single mini-batch that must not be split "
+                "has no parts to compare (%s); trainer.step_size=2 gives it two",
+                self._coupled_by or "it is one sample",
+            )
+        return False
 
     def fitting(self, minibatches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield held-out mini-batches, split where one is larger than what is known to fit."""
         return split_to_fit(minibatches, self._limit)
+
+
+def _in_one_pass(window: Sequence[Batch], size: int | None) -> bool:
+    return len(window) == 1 if size is None else samples_in(window) <= size

@@ -20,6 +20,7 @@ from cadence.measure import (
     WindowParts,
     WindowTime,
 )
+from cadence.noise import NoiseScale
 from cadence.update import Outcome
 
 T = TypeVar("T")
@@ -67,13 +68,32 @@ class Fitted:
     seconds: float
     """Wall time of the whole run, evaluations included."""
     device: str
+    noise_scale: float | None = None
+    """An estimate of the gradient noise scale, in items; see `cadence.noise`. None = none was asked
+    for, NaN = unknown, infinite = larger than the windows can tell."""
+    noise_scale_low: float | None = None
+    """The lower end of its interval at `cadence.noise.LEVEL`."""
+    noise_scale_high: float | None = None
+    """The upper end; infinite = the windows set no bound."""
 
 
 class Record:
-    """Keeps what a run came to so far, and shows it to the observers."""
+    """Keeps what a run came to so far, and shows it to the observers.
 
-    def __init__(self, device: torch.device, observers: Sequence[Observer]) -> None:
+    Args:
+        device: Where the run computes.
+        observers: Who is shown.
+        noise: Estimates the gradient noise scale, which others feed; None = nothing does.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        observers: Sequence[Observer],
+        noise: NoiseScale | None = None,
+    ) -> None:
         self._device = device
+        self._noise = noise
         self._observers = observers
         self._started = perf_counter()
         self._memory = PeakMemory(device)
@@ -167,6 +187,7 @@ class Record:
         """Return what the run came to."""
         throughput = self._stopwatch.throughput() or self._before.throughput
         evaluation = self._evaluation
+        noise_scale, low, high = self._noise.estimate() if self._noise else (None, None, None)
         return Fitted(
             step_size=step_size,
             microbatch_size=microbatch_size,
@@ -183,6 +204,9 @@ class Record:
             peak_memory_mib=max(self._memory.mib(), self._before.peak_memory_mib),
             seconds=self._stopwatch.mark - self._started + self._before.seconds,
             device=str(self._device),
+            noise_scale=noise_scale,
+            noise_scale_low=low,
+            noise_scale_high=high,
         )
 
     def windows(self) -> WindowParts:
@@ -208,6 +232,7 @@ class Record:
             "peak_memory_mib": max(self._memory.mib(), self._before.peak_memory_mib),
             "throughput": asdict(throughput),
             "time": asdict(self._time()),
+            "noise_scale": self._noise and self._noise.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -224,6 +249,8 @@ class Record:
             Throughput(**state["throughput"]),
             WindowTime(**state["time"]) if "time" in state else UNTIMED,  # older ones have none
         )
+        if self._noise and state.get("noise_scale"):
+            self._noise.restore(state["noise_scale"])
 
 
 class _Before(NamedTuple):

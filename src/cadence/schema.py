@@ -55,6 +55,7 @@ class TrainerConfig:
         "evaluations without a lower validation loss that end the run", at_least=1, null="never"
     )
     max_skipped: int = setting("refused updates in a row that are borne", at_least=0)
+    noise_scale: bool = setting("whether the gradient noise scale is estimated")
     detect_anomaly: bool = setting("whether autograd names the operation that made a NaN (slow)")
 
 

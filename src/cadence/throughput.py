@@ -192,14 +192,16 @@ def forecast(rounds: Sequence[Round], samples: float) -> Forecast:
 
 def medians(rounds: Sequence[Round]) -> dict[int, float]:
     """Return the median seconds of each step_size's windows."""
-    return {
-        size: float(np.median([s for each in rounds for s in each[size]])) for size in rounds[0]
-    }
+    return _medians(rounds, lambda windows: windows)
 
 
 def _resampled(rounds: Sequence[Round], random: np.random.Generator) -> dict[int, float]:
     drawn = [rounds[place] for place in random.integers(len(rounds), size=len(rounds))]
-    windows = {size: np.concatenate([each[size] for each in drawn]) for size in rounds[0]}
-    return {
-        size: float(np.median(random.choice(each, len(each)))) for size, each in windows.items()
-    }
+    return _medians(drawn, lambda windows: random.choice(windows, len(windows)))
+
+
+def _medians(
+    rounds: Sequence[Round], chosen: Callable[[np.ndarray], np.ndarray]
+) -> dict[int, float]:
+    windows = {size: np.concatenate([each[size] for each in rounds]) for size in rounds[0]}
+    return {size: float(np.median(chosen(every))) for size, every in windows.items()}

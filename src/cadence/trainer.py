@@ -20,6 +20,7 @@ from cadence.checkpoint import (
 )
 from cadence.clock import Clock, Limits
 from cadence.measure import Evaluation, WindowParts, evaluate
+from cadence.noise import NoiseScale
 from cadence.objectives import Objective
 from cadence.passes import Passes
 from cadence.record import Fitted, Observer, Record
@@ -63,6 +64,7 @@ class Trainer:
         schedule: The factor on the learning rates by samples; see `cadence.schedule`.
         clip_norm: The largest gradient norm, above 0; None = any.
         max_skipped: Updates refused in a row that are borne; one more stops the run.
+        noise_scale: Whether the gradient noise scale is estimated; see `cadence.noise`.
 
     Raises:
         TypeError, ValueError: An argument is not possible; the message says what to try.
@@ -83,6 +85,7 @@ class Trainer:
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
         max_skipped: int = 20,
+        noise_scale: bool = False,
     ) -> None:
         self.step_size = step_size
         self.device = devices.resolved(device)
@@ -100,7 +103,8 @@ class Trainer:
             autocast=self._autocast,
             scaler=self._scaler,
         )
-        self._record = Record(self.device, ())
+        self._noise = NoiseScale() if noise_scale else None
+        self._record = Record(self.device, (), self._noise)
         self._restored: State | None = None
         self._random_of_epoch = random_states()
         self._update = Update(
@@ -165,21 +169,24 @@ class Trainer:
             DoesNotFitError: A single sample does not fit into memory.
         """
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
-        self._record = record = Record(self.device, observers)
+        self._record = record = Record(self.device, observers, self._noise)
         self._restore_record()
         _warn_of_short_epochs(train_loader, self.step_size)
         self.model.train()
-        self._passes.begin(self.model, self.objective)
+        measured = self._update.parameters if self._noise else ()
+        self._passes.begin(self.model, self.objective, measured)
         self.optimizer.zero_grad()
         while not self._is_over(limits, patience):
             _announce_epoch(train_loader, self.clock.epoch)
             rest = self._rest_of_epoch(train_loader, limits.samples_left(self.clock))
             record.begin_epoch(self.clock)
             for window in record.arriving(rest):
-                accumulated = self._passes(window, self.step_size)
+                accumulated = self._passes(window, self.step_size, self.clock.updates_attempted)
                 record.computed()
                 samples = samples_in(window)
                 outcome = self._update.apply(accumulated, self.clock, samples)
+                if self._noise is not None and outcome.applied:
+                    self._noise.window(accumulated.items, outcome.grad_norm, accumulated.parts)
                 before = self.clock
                 self.clock = before.after_window(
                     len(window), samples, accumulated.items, outcome.applied

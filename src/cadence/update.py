@@ -8,12 +8,12 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
-from cadence.accumulation import HALF, Accumulated
+from cadence.accumulation import Accumulated, wide
 from cadence.clock import Clock
 from cadence.schedule import Schedule
 
@@ -62,6 +62,11 @@ class Update:
         self._scaler = scaler
         self._base_lrs = [group["lr"] for group in optimizer.param_groups]
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are updated."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def apply(self, accumulated: Accumulated, clock: Clock, samples: int) -> Outcome:
         """Make the update that a window asks for, or refuse it, and leave ``.grad`` empty.
 
@@ -109,9 +114,8 @@ class Update:
 
     def _step(self, grad_norm: float) -> None:
         if self._clip_norm is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = torch.tensor(grad_norm, dtype=torch.float64)
-            clip_grads_with_norm_(parameters, self._clip_norm, norm)
+            clip_grads_with_norm_(self.parameters, self._clip_norm, norm)
         if self._scaler is None:
             self.optimizer.step()
         else:
@@ -154,8 +158,7 @@ def total_norm(gradients: list[Tensor]) -> float:
     """
     if not gradients:
         return 0.0
-    wide = [gradient.float() if gradient.dtype in HALF else gradient for gradient in gradients]
-    norms = torch._foreach_norm(wide)
+    norms = torch._foreach_norm([wide(gradient) for gradient in gradients])
     if gradients[0].device.type == "cpu":
         return math.hypot(*[norm.item() for norm in norms])
     device = norms[0].device
