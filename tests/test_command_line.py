@@ -21,6 +21,10 @@ SUMMARY = {
     "val_loss",
     "val_accuracy",
     "samples_per_second",
+    "time_data_ms",
+    "time_compute_ms",
+    "time_sync_ms",
+    "time_update_ms",
     "peak_memory_mib",
     "seconds",
     "device",
@@ -52,6 +56,14 @@ def test_a_run_says_what_it_does_and_leaves_its_folder_behind(
     ]
     assert said[5].startswith("1,437 of 2,874 samples  train loss ")
     assert "updates       6 applied, 0 skipped" in said
+    assert any(
+        re.fullmatch(
+            r"window time   data [\d.]+, compute [\d.]+, sync 0, update [\d.]+ ms "
+            r"\(medians of the windows of 512 samples\)",
+            line,
+        )
+        for line in said
+    )
     assert said[-1] == f"run folder    {tmp_path / 'run'}"
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
         ".hydra",

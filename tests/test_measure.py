@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from oracles import FORMS, SIZES, cut, regression_pair
 from torch import Tensor, nn
 
 from cadence.batch import Batch, sample_count
-from cadence.measure import PeakMemory, Stopwatch, Throughput, evaluate
+from cadence.measure import (
+    PartTimer,
+    PeakMemory,
+    Stopwatch,
+    Throughput,
+    WindowTime,
+    evaluate,
+    warm_up,
+)
 from cadence.objectives import Classification, LanguageModelling, MeanLoss, Regression
 
 CPU = torch.device("cpu")
@@ -175,6 +184,141 @@ def test_the_throughput_of_a_single_window_is_its_own(monkeypatch: pytest.Monkey
     stopwatch.window(samples=8)
 
     assert _fields(stopwatch.throughput()) == (16, 16, 16)
+
+
+class Clockwork:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def arriving(self, seconds: list[float]) -> Iterator[int]:
+        for window, wait in enumerate(seconds):
+            self.now += wait
+            yield window
+
+
+def timed(timer: PartTimer, clock: Clockwork, windows: int, sync: float = 0.0) -> None:
+    """Windows of 64 samples: 1 s of data, 5 s of compute, 2 s of update and 0.5 s of observers."""
+    for _ in timer.arriving(clock.arriving([1.0] * windows)):
+        clock.now += 5
+        timer.computed()
+        if sync:
+            clock.now += sync
+            timer.synced()
+        clock.now += 2
+        timer.window(64)
+        clock.now += 0.5
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
+    clock = Clockwork()
+    monkeypatch.setattr("cadence.measure.perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_the_parts_of_a_window_add_up_to_its_time(clock: Clockwork) -> None:
+    timer = PartTimer(CPU)
+    timed(timer, clock, windows=3)
+    clock.now += 1000  # an evaluation
+    timer.resume()
+    timed(timer, clock, windows=1, sync=7.0)
+
+    parts = timer.windows()
+
+    assert parts.data.tolist() == [1, 1, 1, 1]
+    assert parts.compute.tolist() == [5, 5, 5, 5]
+    assert parts.sync.tolist() == [0, 0, 0, 7]
+    assert parts.update.tolist() == [2, 2.5, 2.5, 2]  # what follows on an update is the next one's
+    assert parts.seconds.tolist() == [8, 8.5, 8.5, 15]
+    assert parts.samples.tolist() == [64] * 4
+
+
+def test_the_window_time_is_the_median_of_full_windows_after_the_warm_up(clock: Clockwork) -> None:
+    timer = PartTimer(CPU)
+    assert timer.medians() is None
+
+    for samples, compute in [(64, 900), (64, 3), (5, 1), (64, 4), (64, 8), (5, 1), (5, 1)]:
+        for _ in timer.arriving(clock.arriving([0.25])):
+            clock.now += compute
+            timer.computed()
+            timer.window(samples)
+
+    # the first of seven is warm-up; of the rest, three of 64 samples and three of 5
+    assert timer.medians() == WindowTime(64, 250, 4000, 0, 0)
+
+
+@pytest.mark.parametrize(("windows", "left_out"), [(1, 0), (2, 1), (10, 1), (19, 1), (40, 4)])
+def test_a_tenth_of_the_windows_warms_up_and_one_is_always_left(
+    windows: int, left_out: int
+) -> None:
+    assert warm_up(windows) == left_out
+
+
+def test_an_accelerators_parts_are_read_from_events_that_have_ended(
+    clock: Clockwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for CUDA's events: reading one that has not ended is an error."""
+
+    class Event:
+        ended = False
+
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = clock.now
+            waiting.append(self)
+
+        def synchronize(self) -> None:
+            waited.append(not self.ended)
+            self.ended = True
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert self.ended
+            assert end.ended
+            return 1000 * (end.at - self.at)
+
+    waiting: list[Event] = []
+    waited: list[bool] = []
+
+    def finish() -> None:
+        for event in waiting:
+            event.ended = True
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
+    timer = PartTimer(torch.device("cuda"))
+    for _ in timer.arriving(clock.arriving([1.0] * 4)):
+        clock.now += 5
+        timer.computed()
+        finish()  # the update reads the loss
+        clock.now += 2
+        timer.window(64)
+
+    assert waited == [False] * 3  # every window but the last was read, none was waited for
+    assert timer.medians() == WindowTime(64, 1000, 5000, 0, 2000)
+    assert waited == [False] * 3 + [True]  # asked for, the last one is waited for
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_compute_is_the_devices() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = torch.device("cuda")
+    big = torch.ones(4096, 4096, device=device)
+    timer = PartTimer(device)
+
+    for _ in timer.arriving(range(8)):
+        for _ in range(20):
+            product = big @ big
+        timer.computed()
+        product.sum().item()
+        timer.window(64)
+
+    time = timer.medians()
+    assert time is not None
+    assert time.compute_ms > 10 * max(time.data_ms, time.update_ms)
 
 
 def test_peak_memory_sees_what_was_taken_and_given_back() -> None:

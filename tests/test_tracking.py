@@ -64,6 +64,8 @@ def test_a_run_carries_its_config_origin_and_numbers_by_samples_seen(
     assert last["val/accuracy"] == summary["val_accuracy"]
     assert last["throughput/samples_per_second"] == summary["samples_per_second"]
     assert last["memory/peak_mib"] == summary["peak_memory_mib"]
+    for part in ("data", "compute", "sync", "update"):
+        assert last[f"time/{part}_ms"] == summary[f"time_{part}_ms"]
     assert last["train/lr"] == 0.001
     assert last["train/grad_norm"] > 0
     assert any(name.startswith("system/") for name in last)

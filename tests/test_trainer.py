@@ -33,6 +33,7 @@ from cadence import Trainer
 from cadence.batch import Batch, sample_count
 from cadence.clock import Clock
 from cadence.data import TensorData, loader
+from cadence.measure import WindowTime
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression
 from cadence.record import Fitted
@@ -568,6 +569,44 @@ class Takes64MiBOnce(nn.Linear):
             torch.ones(64 * 2**20 // 4)
             self.taken = True
         return super().forward(inputs)
+
+
+def test_a_windows_time_is_told_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes only in the loader (1 s), the loss (0.25 s) and the optimizer's step (8 s)."""
+    now = 0.0
+    monkeypatch.setattr("cadence.measure.perf_counter", lambda: now)
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Slow(Regression):
+        def total_loss(self, model: nn.Module, batch: Any) -> Tensor:
+            passes(0.25)
+            return super().total_loss(model, batch)
+
+    class SlowSGD(SGD):
+        def step(self, closure: Any = None) -> Any:
+            passes(8)
+            return super().step(closure)
+
+    class SlowLoader(list[Pair]):
+        def __iter__(self) -> Iterator[Pair]:
+            for pair in super().__iter__():
+                passes(1)
+                yield pair
+
+    model = nn.Linear(3, 1).double()
+    optimizer = SlowSGD(model.parameters(), lr=LR)
+    trainer = Trainer(model, optimizer, Slow(), step_size=3, device="cpu")
+    data = cut(regression_pair(22), [2] * 11)  # three windows of 6 samples, one of 4
+    fitted = trainer.fit(SlowLoader(data), data, epochs=2)
+
+    assert fitted.time == WindowTime(6, 3000, 750, 0, 8000)
+    assert trainer.window_parts.data.tolist() == [3, 3, 3, 2] * 2
+    again = Trainer(model, optimizer, Slow(), device="cpu")
+    again.restore(trainer.state({}))
+    assert again.fitted.time == fitted.time
 
 
 def test_without_validation_data_there_is_no_validation_loss() -> None:

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from cadence.certificate import Certificate
 from cadence.clock import Clock
-from cadence.measure import Evaluation
-from cadence.noise import LEVEL
+from cadence.measure import Evaluation, WindowTime
+from cadence.noise import LEAST_MEASURED, LEVEL
 from cadence.record import Fitted
 from cadence.report import Report
 from cadence.update import Outcome
@@ -122,6 +122,7 @@ class Display:
             "throughput": f"{fitted.samples_per_second:,.0f} samples/s "
             f"(a tenth of the windows below {fitted.samples_per_second_p10:,.0f}, "
             f"a tenth above {fitted.samples_per_second_p90:,.0f})",
+            "window time": _window_time(fitted.time),
             "peak memory": f"{fitted.peak_memory_mib:,.0f} MiB above the start",
             "seconds": f"{fitted.seconds:.1f}",
         }
@@ -199,6 +200,20 @@ def print_certificate(certificate: Certificate, console: Console) -> None:
     console.print()
     for line in lines:
         console.print(line, markup=False)
+
+
+def _window_time(time: WindowTime) -> str:
+    """Say where a window's time goes."""
+    if math.isnan(time.samples):
+        return "none"
+    parts = {
+        "data": time.data_ms,
+        "compute": time.compute_ms,
+        "sync": time.sync_ms,
+        "update": time.update_ms,
+    }
+    said = ", ".join(f"{name} {milliseconds:.3g}" for name, milliseconds in parts.items())
+    return f"{said} ms (medians of the windows of {time.samples:,.0f} samples)"
 
 
 def _number(value: float) -> str:

@@ -77,6 +77,10 @@ class Logbook:
                 "throughput/samples_per_second_p10": fitted.samples_per_second_p10,
                 "throughput/samples_per_second_p90": fitted.samples_per_second_p90,
                 "memory/peak_mib": fitted.peak_memory_mib,
+                "time/data_ms": fitted.time.data_ms,
+                "time/compute_ms": fitted.time.compute_ms,
+                "time/sync_ms": fitted.time.sync_ms,
+                "time/update_ms": fitted.time.update_ms,
                 **_finite_noise_scale(fitted),
             },
         )

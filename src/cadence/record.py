@@ -1,17 +1,29 @@
 """What a run tells as it goes, and what it came to."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from cadence.clock import Clock
-from cadence.measure import UNKNOWN, Evaluation, PeakMemory, Stopwatch, Throughput
+from cadence.measure import (
+    UNKNOWN,
+    UNTIMED,
+    Evaluation,
+    PartTimer,
+    PeakMemory,
+    Stopwatch,
+    Throughput,
+    WindowParts,
+    WindowTime,
+)
 from cadence.noise import NoiseScale
 from cadence.update import Outcome
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -49,6 +61,8 @@ class Fitted:
     """Median over the windows; see `cadence.measure.Throughput`."""
     samples_per_second_p10: float
     samples_per_second_p90: float
+    time: WindowTime
+    """Where the time of a window goes."""
     peak_memory_mib: float
     """Most memory taken, counted from the start of the run; see `cadence.measure.PeakMemory`."""
     seconds: float
@@ -86,6 +100,7 @@ class Record:
         self._memory = memory
         self._started = perf_counter()
         self._stopwatch = Stopwatch()
+        self._parts = PartTimer(device)
         self._evaluation: Evaluation | None = None
         self._evaluated_at: int | None = None
         self._best_loss = math.inf
@@ -101,7 +116,19 @@ class Record:
         if clock.batches_of_epoch == 0:
             self._windows = self._items = 0
             self._total_loss = 0.0
-        self._stopwatch.resume()
+        self._resume()
+
+    def arriving(self, windows: Iterator[T]) -> Iterator[T]:
+        """Yield the windows of an epoch as they come, and time how long each is waited for."""
+        return self._parts.arriving(windows)
+
+    def computed(self) -> None:
+        """Take in that the window's forward and backward have just ended."""
+        self._parts.computed()
+
+    def synced(self) -> None:
+        """Take in that the gradients have just been summed over processes; never with one."""
+        self._parts.synced()
 
     def window(self, clock: Clock, samples: int, items: int, outcome: Outcome) -> float:
         """Take in a window that has just ended, and return the seconds it took.
@@ -109,6 +136,7 @@ class Record:
         ``clock`` already counts it.
         """
         seconds = self._stopwatch.window(samples)
+        self._parts.window(samples)
         self._windows += 1
         if outcome.applied:
             self._items += items
@@ -130,7 +158,11 @@ class Record:
         """Show the observers what the run came to so far."""
         for observer in self._observers:
             observer.evaluation(clock, fitted)
+        self._resume()
+
+    def _resume(self) -> None:
         self._stopwatch.resume()
+        self._parts.resume()
 
     def has_evaluated(self, clock: Clock) -> bool:
         """Return whether the model was evaluated as it is now."""
@@ -170,6 +202,7 @@ class Record:
             samples_per_second=throughput.samples_per_second,
             samples_per_second_p10=throughput.p10,
             samples_per_second_p90=throughput.p90,
+            time=self._time(),
             peak_memory_mib=max(self._memory.mib(), self._before.peak_memory_mib),
             seconds=self._stopwatch.mark - self._started + self._before.seconds,
             device=str(self._device),
@@ -177,6 +210,13 @@ class Record:
             noise_scale_low=low,
             noise_scale_high=high,
         )
+
+    def windows(self) -> WindowParts:
+        """Return the time of each window so far, by its parts."""
+        return self._parts.windows()
+
+    def _time(self) -> WindowTime:
+        return self._parts.medians() or self._before.time
 
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on needs to know, as plain values."""
@@ -193,6 +233,7 @@ class Record:
             "seconds": perf_counter() - self._started + self._before.seconds,
             "peak_memory_mib": max(self._memory.mib(), self._before.peak_memory_mib),
             "throughput": asdict(throughput),
+            "time": asdict(self._time()),
             "noise_scale": self._noise and self._noise.state(),
         }
 
@@ -205,7 +246,10 @@ class Record:
         self._best_loss, self._best_at = state["best_loss"], state["best_at"]
         self.evaluations_in_vain = state["evaluations_in_vain"]
         self._before = _Before(
-            state["seconds"], state["peak_memory_mib"], Throughput(**state["throughput"])
+            state["seconds"],
+            state["peak_memory_mib"],
+            Throughput(**state["throughput"]),
+            WindowTime(**state["time"]) if "time" in state else UNTIMED,  # older ones have none
         )
         if self._noise and state.get("noise_scale"):
             self._noise.restore(state["noise_scale"])
@@ -217,3 +261,4 @@ class _Before(NamedTuple):
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
     throughput: Throughput = UNKNOWN
+    time: WindowTime = UNTIMED

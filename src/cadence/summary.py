@@ -23,8 +23,8 @@ def write_summary(
 ) -> Path:
     """Write summary.json into a run's folder, whole or not at all.
 
-    The names are those of `cadence.record.Fitted`, with each validation metric as ``val_NAME``;
-    what is not a finite number is null.
+    The names are those of `cadence.record.Fitted`, with each validation metric as ``val_NAME`` and
+    each part of a window's time as ``time_NAME``; what is not a finite number is null.
 
     Args:
         folder: The run's folder.
@@ -38,8 +38,9 @@ def write_summary(
         The file.
     """
     values = asdict(fitted)
-    metrics = values.pop("val_metrics")
+    metrics, time = values.pop("val_metrics"), values.pop("time")
     summary: dict[str, Any] = values | {f"val_{name}": value for name, value in metrics.items()}
+    summary |= {f"time_{name}": value for name, value in time.items()}
     summary |= {"effective_batch": effective_batch, "seed": seed}
     summary |= {"mlflow_run_id": mlflow_run_id, "status": status}
     finite = {

@@ -20,7 +20,7 @@ from cadence.checkpoint import (
     restore_random_states,
 )
 from cadence.clock import Clock, Limits
-from cadence.measure import Evaluation, PeakMemory, evaluate
+from cadence.measure import Evaluation, PeakMemory, WindowParts, evaluate
 from cadence.noise import NoiseScale
 from cadence.objectives import Objective
 from cadence.passes import Passes
@@ -193,9 +193,10 @@ class Trainer:
             _announce_epoch(train_loader, self.clock.epoch)
             rest = self._rest_of_epoch(train_loader, limits)
             record.begin_epoch(self.clock)
-            for step_size, window in rest:
+            for step_size, window in record.arriving(rest):
                 self._update.follow(step_size)
                 accumulated = self._passes(window, step_size, self.clock.updates_attempted)
+                record.computed()
                 samples = samples_in(window)
                 outcome = self._update.apply(accumulated, self.clock, samples)
                 if self._noise is not None and outcome.applied:
@@ -326,6 +327,11 @@ class Trainer:
     def fitted(self) -> Fitted:
         """What the present or last call of `fit` has come to so far, however it ended."""
         return self._record.fitted(self.clock, self.step_size, self._passes.microbatch_size)
+
+    @property
+    def window_parts(self) -> WindowParts:
+        """The time of each window of the present or last call of `fit`, by its parts."""
+        return self._record.windows()
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
         """Return the model's means over all items of some mini-batches; see `cadence.measure`."""
