@@ -9,10 +9,11 @@ window waits on the host, so every backward starts from ``1 / items`` and ``.gra
 receives its finished share.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import compress
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,11 @@ from cadence.batch import Batch, Gathered, moved, rebatched
 from cadence.objectives import Objective
 
 HALF = (torch.bfloat16, torch.float16)
+
+Summed: TypeAlias = Callable[
+    [Float[Tensor, ""], MutableMapping[nn.Parameter, Tensor | None]], Float[Tensor, ""]
+]
+"""Adds what other processes have of a window: see `cadence.distributed.Processes.sum`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,10 @@ class Accumulator:
 
     The arguments are those of `accumulate`. A model whose parameters are replaced or moved needs a
     new one.
+
+    Args:
+        summed: Called once for each window, after its last backward, where other processes have a
+            part of it; None = all of it is here.
     """
 
     def __init__(
@@ -92,21 +102,35 @@ class Accumulator:
         *,
         autocast: torch.dtype | None = None,
         scaler: GradScaler | None = None,
+        summed: Summed | None = None,
     ) -> None:
         self._model = model
         self._objective = objective
         self._autocast = autocast
         self._scaler = scaler
+        self._summed = summed
         parameters = list(model.parameters())
         self._device = parameters[0].device if parameters else torch.device("cpu")
         self._half = [parameter for parameter in parameters if parameter.dtype in HALF]
         self._share = torch.ones((), device=self._device)
         self._share_of = 1
 
-    def __call__(self, window: Sequence[Batch], microbatch_size: int | None = None) -> Accumulated:
-        """Accumulate one window; see `accumulate`."""
+    def __call__(
+        self,
+        window: Sequence[Batch],
+        microbatch_size: int | None = None,
+        items: int | None = None,
+    ) -> Accumulated:
+        """Accumulate one window; see `accumulate`.
+
+        Args:
+            window: Its mini-batches, or this process's part of them, which may be empty.
+            microbatch_size: Samples in one forward and backward; None = one mini-batch.
+            items: The items of the whole window, all processes together; None = those in it here.
+        """
         objective, device = self._objective, self._device
-        items, microbatches = _microbatches(objective, window, microbatch_size)
+        items_here, microbatches = _microbatches(objective, window, microbatch_size)
+        items = items_here if items is None else items
         if items == 0:
             return Accumulated(torch.zeros((), device=device), items)
         half_sums = _HalfGradients(self._half)
@@ -125,8 +149,11 @@ class Accumulator:
             half_sums.take()
             detached = loss.detach()
             total_loss = detached if total_loss is None else total_loss + detached
+        if total_loss is None:  # the window's items are all on other processes
+            total_loss = torch.zeros((), device=device)
+        if self._summed is not None:
+            total_loss = self._summed(total_loss, half_sums.sums)
         half_sums.give()
-        assert total_loss is not None  # items > 0, so at least one micro-batch holds one
         return Accumulated(total_loss, items)
 
     def _share_like(self, loss: Tensor, items: int) -> Tensor:
@@ -190,17 +217,18 @@ class _HalfGradients:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._sums: dict[nn.Parameter, Tensor | None] = dict.fromkeys(parameters)
+        self.sums: dict[nn.Parameter, Tensor | None] = dict.fromkeys(parameters)
+        """What each has so far; None = no gradient yet."""
         self.take()
 
     def take(self) -> None:
-        for parameter, total in self._sums.items():
+        for parameter, total in self.sums.items():
             if parameter.grad is not None:
                 gradient = parameter.grad.float()
-                self._sums[parameter] = gradient if total is None else total + gradient
+                self.sums[parameter] = gradient if total is None else total + gradient
                 parameter.grad = None
 
     def give(self) -> None:
-        for parameter, total in self._sums.items():
+        for parameter, total in self.sums.items():
             if total is not None:
                 parameter.grad = total.to(parameter.dtype)

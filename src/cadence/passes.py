@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from cadence.accumulation import Accumulated, Accumulator, checked_microbatch_size
+from cadence.accumulation import Accumulated, Accumulator, Summed, checked_microbatch_size
 from cadence.batch import Batch, sample_count
 from cadence.coupling import check_boundaries, coupling
 from cadence.objectives import Objective
@@ -55,12 +55,13 @@ class Passes:
         self._tuner = Tuner(microbatch_size, threads, self._limit)
         self._coupled_by: str | None = None
 
-    def begin(self, model: nn.Module, objective: Objective) -> None:
+    def begin(self, model: nn.Module, objective: Objective, summed: Summed | None = None) -> None:
         """Take a model as it is now, with its parameters, buffers and modes.
 
         Args:
             model: The model, on its device.
             objective: What to count and sum.
+            summed: As in `cadence.accumulation.Accumulator`.
         """
         self._coupled_by = None if self._allow_batch_coupling else coupling(model, objective)
         if self._coupled_by is not None and self._is_auto:
@@ -71,26 +72,33 @@ class Passes:
                 self._coupled_by,
             )
             self._tuner.keep_minibatches()
-        accumulate = Accumulator(model, objective, autocast=self._autocast, scaler=self._scaler)
+        self._accumulate_as_told = Accumulator(
+            model, objective, autocast=self._autocast, scaler=self._scaler, summed=summed
+        )
         self._accumulate = FittingAccumulator(
-            accumulate, model, self._limit, splits=self._coupled_by is None
+            self._accumulate_as_told, model, self._limit, splits=self._coupled_by is None
         )
 
-    def __call__(self, window: Sequence[Batch], step_size: int) -> Accumulated:
+    def __call__(
+        self, window: Sequence[Batch], step_size: int, items: int | None = None
+    ) -> Accumulated:
         """Run a window; see `cadence.accumulate`. ``.grad`` must be empty before.
 
         Args:
-            window: The mini-batches of one update.
-            step_size: The mini-batches of a full window.
+            window: The mini-batches of one update, or this process's part of them.
+            step_size: The mini-batches of a full window, or of that part.
+            items: As in `cadence.accumulation.Accumulator`.
 
         Raises:
             ValueError: The micro-batch size would split or join mini-batches that must not be.
             DoesNotFitError: Not even one sample fits into memory.
         """
+        if len(window) == 0:  # there is nothing to choose for
+            return self._accumulate_as_told(window, None, items)
         size = self._tuner.choose(window, step_size).microbatch_size
         if self._coupled_by is not None and size is not None:
             check_boundaries(self._coupled_by, size, map(sample_count, window))
-        accumulated = self._accumulate(window, size)
+        accumulated = self._accumulate(window, size, items)
         self.microbatch_size = self._accumulate.size
         return accumulated
 

@@ -126,12 +126,15 @@ class FittingAccumulator:
         self.size: int | None = None
         """Samples per forward and backward of the last window; None = one mini-batch."""
 
-    def __call__(self, window: Sequence[Batch], size: int | None) -> Accumulated:
+    def __call__(
+        self, window: Sequence[Batch], size: int | None, items: int | None = None
+    ) -> Accumulated:
         """Accumulate one window.
 
         Args:
             window: Its mini-batches.
             size: Samples per forward and backward; None = one mini-batch.
+            items: As in `cadence.accumulation.Accumulator`.
 
         Raises:
             DoesNotFitError: Not even one sample fits.
@@ -140,7 +143,7 @@ class FittingAccumulator:
             self.size = self._limit.within(window, size)
             self._undo.mark()
             try:
-                accumulated = self._accumulate(window, self.size)
+                accumulated = self._accumulate(window, self.size, items)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -2,15 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from cadence import device as devices
-from cadence.batch import Batch, first_samples, samples_in
+from cadence.batch import Batch, samples_in
 from cadence.checkpoint import (
     State,
     checked_model_state,
@@ -19,29 +18,19 @@ from cadence.checkpoint import (
     restore_random_states,
 )
 from cadence.clock import Clock, Limits
+from cadence.distributed import Alone, Processes
 from cadence.measure import Evaluation, evaluate
 from cadence.objectives import Objective
+from cadence.partition import GathersWindows
 from cadence.passes import Passes
 from cadence.record import Fitted, Observer, Record
 from cadence.schedule import Schedule, constant
+from cadence.shares import checked_step_sizes
 from cadence.tuning import Auto
 from cadence.update import Update, stop_if_diverged
-from cadence.window import DEFAULT_STEP_SIZE, checked_step_size, windows
+from cadence.window import DEFAULT_STEP_SIZE
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class GathersWindows(Protocol):
-    """A loader that fetches the mini-batches of a window with one operation."""
-
-    def windows(
-        self, step_size: int, *, skip: int, samples: int | None
-    ) -> Iterator[Sequence[Batch]]:
-        """Yield the windows of the epoch that was last set, but its first ``skip`` mini-batches.
-
-        It ends after that many samples; None = with the epoch.
-        """
 
 
 class Trainer:
@@ -51,7 +40,8 @@ class Trainer:
         model: Any module; it moves to the device.
         optimizer: Any torch optimizer over its parameters.
         objective: See `cadence.objectives`.
-        step_size: Mini-batches per update, at least 1. It can be read and set between epochs.
+        step_size: Mini-batches per update, at least 1. It can be read and set between epochs. With
+            several processes it is each one's own; a sequence = one for each.
         device: ``auto`` (CUDA, else MPS, else CPU), or any torch device.
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest, measured while training, so two runs may differ by rounding.
@@ -63,6 +53,7 @@ class Trainer:
         schedule: The factor on the learning rates by samples; see `cadence.schedule`.
         clip_norm: The largest gradient norm, above 0; None = any.
         max_skipped: Updates refused in a row that are borne; one more stops the run.
+        processes: Those that train together, of which this is one; None = this one alone.
 
     Raises:
         TypeError, ValueError: An argument is not possible; the message says what to try.
@@ -73,7 +64,7 @@ class Trainer:
         model: nn.Module,
         optimizer: Optimizer,
         objective: Objective,
-        step_size: int = DEFAULT_STEP_SIZE,
+        step_size: int | Sequence[int] = DEFAULT_STEP_SIZE,
         device: str | torch.device = "auto",
         *,
         microbatch_size: int | Auto | None = None,
@@ -83,8 +74,10 @@ class Trainer:
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
         max_skipped: int = 20,
+        processes: Processes | None = None,
     ) -> None:
-        self.step_size = step_size
+        self._processes = processes or Alone()
+        self._step_sizes = checked_step_sizes(step_size, self._processes.count)
         self.device = devices.resolved(device)
         self.model = model.to(self.device)
         self.optimizer = optimizer
@@ -113,11 +106,16 @@ class Trainer:
     @property
     def step_size(self) -> int:
         """Mini-batches per update; setting it takes effect at the next epoch."""
-        return self._step_size
+        return self._step_sizes[self._processes.rank]
 
     @step_size.setter
     def step_size(self, step_size: int) -> None:
-        self._step_size = checked_step_size(step_size)
+        self._step_sizes = checked_step_sizes(step_size, self._processes.count)
+
+    @property
+    def step_sizes(self) -> tuple[int, ...]:
+        """Mini-batches per update of each process."""
+        return self._step_sizes
 
     @devices.restored_threads()
     def fit(
@@ -140,8 +138,10 @@ class Trainer:
         Args:
             train_loader: Yields the mini-batches of an epoch each time it is iterated. Where it,
                 its sampler or its batch sampler has ``set_epoch``, it is told the epoch before.
-                One that `GathersWindows` is asked for whole windows instead.
-            val_loader: The held-out mini-batches; None = no evaluation.
+                One that `cadence.partition.GathersWindows` is asked for whole windows instead.
+                Several processes give the same one each; that room says what each then reads.
+            val_loader: The held-out mini-batches; None = no evaluation. Of several processes only
+                process 0 needs it.
             epochs: Epochs to train in this call, at least 1; None = no such limit.
             max_samples: Samples to train on in this call, met exactly: the last mini-batch is cut
                 to fit. None = no such limit.
@@ -163,38 +163,51 @@ class Trainer:
                 split what couples its samples.
             DivergedError: Too many updates in a row were refused.
             DoesNotFitError: A single sample does not fit into memory.
+            LostError: Another process is lost.
         """
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
         self._record = record = Record(self.device, observers)
         self._restore_record()
-        _warn_of_short_epochs(train_loader, self.step_size)
+        _warn_of_short_epochs(train_loader, sum(self._step_sizes))
         self.model.train()
-        self._passes.begin(self.model, self.objective)
+        self._processes.begin(self.model)
+        self._passes.begin(self.model, self.objective, self._processes.sum)
         self.optimizer.zero_grad()
-        while not self._is_over(limits, patience):
+        is_over = self._is_over(limits, patience)
+        while not is_over:
             _announce_epoch(train_loader, self.clock.epoch)
-            rest = self._rest_of_epoch(train_loader, limits.samples_left(self.clock))
+            rest = self._rest_of_epoch(train_loader, limits)
             record.begin_epoch(self.clock)
-            for window in rest:
-                accumulated = self._passes(window, self.step_size)
-                samples = samples_in(window)
-                outcome = self._update.apply(accumulated, self.clock, samples)
+            for window in self._as_shared_out(rest, train_loader, limits):
+                asks = self._asks_to_stop(limits, patience)
+                whole = self._processes.meet(window, self.objective, asks)
+                if whole.stop and self.clock.batches_of_epoch > 0:
+                    break
+                if whole.interrupted and at_boundary is not None:
+                    at_boundary()
+                accumulated = self._passes(window, self.step_size, whole.items)
+                outcome = self._update.apply(accumulated, self.clock, whole.samples)
                 before = self.clock
                 self.clock = before.after_window(
-                    len(window), samples, accumulated.items, outcome.applied
+                    whole.minibatches, whole.samples, accumulated.items, outcome.applied
                 )
-                seconds = record.window(self.clock, samples, accumulated.items, outcome)
-                self._passes.took(seconds, samples)
+                seconds = record.window(self.clock, whole.samples, accumulated.items, outcome)
+                self._passes.took(seconds - self._processes.waited, samples_in(window))
                 stop_if_diverged(self.clock, outcome, self._max_skipped)
+                if whole.step_sizes is not None:
+                    self._step_sizes, self._is_shared_anew = whole.step_sizes, True
                 if evaluate_every and self.clock.passed(evaluate_every, since=before):
                     self._evaluate(val_loader, record)
-                if self._is_over(limits, patience):
+                if limits.is_complete(self.clock):
                     break
                 if at_boundary is not None:
                     at_boundary()
             self.clock = self.clock.after_epoch()
             record.end_epoch(self.clock)
-            if evaluate_every is None or self._is_over(limits, patience):
+            if evaluate_every is None:
+                self._evaluate(val_loader, record)
+            is_over = self._is_over(limits, patience)
+            if is_over:
                 self._evaluate(val_loader, record)
             if at_boundary is not None:
                 at_boundary()
@@ -202,12 +215,30 @@ class Trainer:
         return self.fitted
 
     def _is_over(self, limits: Limits, patience: int | None) -> bool:
-        in_vain = self._record.evaluations_in_vain
-        return limits.reached(self.clock) or (patience is not None and in_vain >= patience)
+        """Return whether the run ends between two epochs, where all processes agree on it."""
+        asks = self._asks_to_stop(limits, patience)
+        return self._processes.agree(asks) or limits.is_complete(self.clock)
 
-    def _rest_of_epoch(
-        self, loader: Iterable[Batch], samples: int | None
+    def _asks_to_stop(self, limits: Limits, patience: int | None) -> bool:
+        """Return whether time or patience is up on this process, where others may not know it."""
+        in_vain = self._record.evaluations_in_vain
+        return limits.time_is_up() or (patience is not None and in_vain >= patience)
+
+    def _as_shared_out(
+        self, rest: Iterator[Sequence[Batch]], loader: Iterable[Batch], limits: Limits
     ) -> Iterator[Sequence[Batch]]:
+        """Yield the windows of an epoch, whose rest is entered anew where the shares change."""
+        while True:
+            self._is_shared_anew = False
+            for window in rest:
+                yield window
+                if self._is_shared_anew:
+                    break
+            else:
+                return
+            rest = self._rest_of_epoch(loader, limits)
+
+    def _rest_of_epoch(self, loader: Iterable[Batch], limits: Limits) -> Iterator[Sequence[Batch]]:
         """Return the windows of the epoch that are not seen yet, in the random state of then.
 
         A run that goes on within an epoch draws it again from the state in which it began.
@@ -216,15 +247,10 @@ class Trainer:
         self._restored = None
         if restored is not None:
             restore_random_states(restored.random["epoch" if behind else "now"])
-        rest: Iterator[Sequence[Batch]]
-        if isinstance(loader, GathersWindows):  # it draws its order from a seed of its own
-            rest = loader.windows(self.step_size, skip=behind, samples=samples)
-        else:
+        if not isinstance(loader, GathersWindows):  # that draws its order from a seed of its own
             self._random_of_epoch = random_states()
-            minibatches = iter(loader)
-            for _ in islice(minibatches, behind):
-                pass
-            rest = windows(first_samples(minibatches, samples), self.step_size)
+        samples = limits.samples_left(self.clock)
+        rest = self._processes.windows(loader, self._step_sizes, self.clock, samples)
         if restored is not None and behind:
             restore_random_states(restored.random["now"])
         return rest
@@ -290,7 +316,9 @@ class Trainer:
         return evaluate(self.model, self.objective, fitting, self.device, self._autocast)
 
     def _evaluate(self, val_loader: Iterable[Batch] | None, record: Record) -> None:
-        if val_loader is not None and not record.has_evaluated(self.clock):
+        if self._processes.rank > 0 or val_loader is None:
+            return
+        if not record.has_evaluated(self.clock):
             record.evaluation(self.clock, self.evaluate(val_loader))
             record.show(self.clock, self.fitted)
 
