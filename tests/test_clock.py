@@ -66,9 +66,9 @@ def test_epochs_and_samples_are_counted_from_the_start_of_the_call() -> None:
     limits = Limits(Clock(epoch=2, samples=100), epochs=3, samples=50, seconds=None)
 
     assert limits.samples_left(Clock(epoch=2, samples=120)) == 30
-    assert not limits.reached(Clock(epoch=4, samples=149))
-    assert limits.reached(Clock(epoch=5, samples=149))
-    assert limits.reached(Clock(epoch=4, samples=150))
+    assert not limits.is_complete(Clock(epoch=4, samples=149))
+    assert limits.is_complete(Clock(epoch=5, samples=149))
+    assert limits.is_complete(Clock(epoch=4, samples=150))
     assert not limits.time_is_up()
 
 
@@ -78,10 +78,10 @@ def test_time_is_counted_from_the_start_of_the_call(monkeypatch: pytest.MonkeyPa
     limits = Limits(Clock(), epochs=None, samples=None, seconds=60.0)
 
     now = 1059.9
-    assert not limits.reached(Clock(samples=10**9))
+    assert not limits.time_is_up()
     now = 1060.0
     assert limits.time_is_up()
-    assert limits.reached(Clock())
+    assert not limits.is_complete(Clock(samples=10**9))
     assert limits.samples_left(Clock()) is None
 
 

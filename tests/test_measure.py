@@ -201,11 +201,8 @@ class Clockwork:
 def timed(timer: PartTimer, clock: Clockwork, windows: int, sync: float = 0.0) -> None:
     """Windows of 64 samples: 1 s of data, 5 s of compute, 2 s of update and 0.5 s of observers."""
     for _ in timer.arriving(clock.arriving([1.0] * windows)):
-        clock.now += 5
-        timer.computed()
-        if sync:
-            clock.now += sync
-            timer.synced()
+        clock.now += 5 + sync
+        timer.computed(sync)
         clock.now += 2
         timer.window(64)
         clock.now += 0.5
@@ -242,7 +239,7 @@ def test_the_window_time_is_the_median_of_full_windows_after_the_warm_up(clock: 
     for samples, compute in [(64, 900), (64, 3), (5, 1), (64, 4), (64, 8), (5, 1), (5, 1)]:
         for _ in timer.arriving(clock.arriving([0.25])):
             clock.now += compute
-            timer.computed()
+            timer.computed(0)
             timer.window(samples)
 
     # the first of seven is warm-up; of the rest, three of 64 samples and three of 5
@@ -291,7 +288,7 @@ def test_an_accelerators_parts_are_read_from_events_that_have_ended(
     timer = PartTimer(torch.device("cuda"))
     for _ in timer.arriving(clock.arriving([1.0] * 4)):
         clock.now += 5
-        timer.computed()
+        timer.computed(0)
         finish()  # the update reads the loss
         clock.now += 2
         timer.window(64)
@@ -312,7 +309,7 @@ def test_on_cuda_the_compute_is_the_devices() -> None:
     for _ in timer.arriving(range(8)):
         for _ in range(20):
             product = big @ big
-        timer.computed()
+        timer.computed(0)
         product.sum().item()
         timer.window(64)
 

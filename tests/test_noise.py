@@ -355,11 +355,11 @@ def measured_windows(
 ) -> list[int]:
     """Return which of the windows were measured."""
     passes = Passes(microbatch_size, None, allow_batch_coupling=False, autocast=None, scaler=None)
-    passes.begin(model, Regression(), [*model.parameters()])
+    passes.begin(model, Regression(), measured=[*model.parameters()])
     window = cut(regression_pair(sum(sizes)), sizes)
     found: list[Accumulated] = []
     for number in range(count):
-        found.append(passes(window, len(sizes), number))
+        found.append(passes(window, len(sizes), windows_before=number))
         model.zero_grad()
     return [number for number, each in enumerate(found) if each.parts is not None]
 

@@ -9,10 +9,11 @@ window waits on the host, so every backward starts from ``1 / items`` and ``.gra
 receives its finished share.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import compress, islice
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,15 @@ from cadence.noise import Parts
 from cadence.objectives import Objective
 
 HALF = (torch.bfloat16, torch.float16)
+
+NUMBERS = 3
+"""What goes with a window's gradient to other processes: its loss, and its parts' two numbers."""
+
+Summed: TypeAlias = Callable[
+    [Float[Tensor, " numbers"], MutableMapping[nn.Parameter, Tensor | None]],
+    Float[Tensor, " numbers"],
+]
+"""Adds what other processes have of a window: see `cadence.distributed.Processes.sum`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,10 @@ class Accumulator:
 
     The arguments are those of `accumulate`. A model whose parameters are replaced or moved needs a
     new one.
+
+    Args:
+        summed: Called once for each window, after its last backward, where other processes have a
+            part of it; None = all of it is here.
     """
 
     def __init__(
@@ -95,11 +109,13 @@ class Accumulator:
         *,
         autocast: torch.dtype | None = None,
         scaler: GradScaler | None = None,
+        summed: Summed | None = None,
     ) -> None:
         self._model = model
         self._objective = objective
         self._autocast = autocast
         self._scaler = scaler
+        self._summed = summed
         parameters = list(model.parameters())
         self._device = parameters[0].device if parameters else torch.device("cpu")
         self._half = [parameter for parameter in parameters if parameter.dtype in HALF]
@@ -111,19 +127,22 @@ class Accumulator:
         window: Sequence[Batch],
         microbatch_size: int | None = None,
         *,
+        items: int | None = None,
         measured: Sequence[nn.Parameter] = (),
     ) -> Accumulated:
         """Accumulate one window; see `accumulate`.
 
         Args:
-            window: Its mini-batches.
+            window: Its mini-batches, or this process's part of them, which may be empty.
             microbatch_size: As in `accumulate`.
+            items: The items of the whole window, all processes together; None = those in it here.
             measured: The parameters whose gradients by the micro-batches are measured as well, for
                 `cadence.noise`; the sum is the same, bit for bit. ``.grad`` must be empty before.
                 None of them = nothing is measured.
         """
         objective, device = self._objective, self._device
-        items, microbatches = _microbatches(objective, window, microbatch_size)
+        items_here, microbatches = _microbatches(objective, window, microbatch_size)
+        items = items_here if items is None else items
         if items == 0:
             return Accumulated(torch.zeros((), device=device), items)
         parts = _MeasuredGradients(measured, items) if measured else None
@@ -145,13 +164,34 @@ class Accumulator:
             half_sums.take()
             detached = loss.detach()
             total_loss = detached if total_loss is None else total_loss + detached
+        if total_loss is None:  # the window's items are all on other processes
+            total_loss = torch.zeros((), device=device)
+        found = None
+        if parts is not None:
+            parts.pass_on(half_sums.sums)
+            found = parts.found(1.0 if self._scaler is None else self._scaler.get_scale())
+        if self._summed is not None:
+            total_loss, found = self._with_others(total_loss, found, half_sums.sums)
         half_sums.give()
-        assert total_loss is not None  # items > 0, so at least one micro-batch holds one
+        return Accumulated(total_loss, items, found)
+
+    def _with_others(
+        self,
+        total_loss: Tensor,
+        parts: Parts | None,
+        half: MutableMapping[nn.Parameter, Tensor | None],
+    ) -> tuple[Tensor, Parts | None]:
+        """Return the loss and the parts of the whole window, and sum its gradient."""
+        assert self._summed is not None
+        told = total_loss.new_zeros(NUMBERS)
+        told[0] = total_loss
+        if parts is not None:
+            told[1], told[2] = parts.count, parts.squares
+        told = self._summed(told, half)
         if parts is None:
-            return Accumulated(total_loss, items)
-        parts.give()
-        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
-        return Accumulated(total_loss, items, parts.found(scale))
+            return told[0], None
+        count, squares = told[1:].tolist()
+        return told[0], Parts(int(count), squares)
 
     def _share_like(self, loss: Tensor, items: int) -> Tensor:
         """Return 1 / items, times the loss scale, to start a backward from.
@@ -214,19 +254,20 @@ class _TakenGradients:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._sums: dict[nn.Parameter, Tensor | None] = dict.fromkeys(parameters)
+        self.sums: dict[nn.Parameter, Tensor | None] = dict.fromkeys(parameters)
+        """What each has so far; None = no gradient yet."""
         self.take()
 
     def take(self) -> None:
-        for parameter, total in self._sums.items():
+        for parameter, total in self.sums.items():
             if parameter.grad is not None:
                 gradient = wide(parameter.grad)
                 # In place, as autograd adds: the first one is nobody else's.
-                self._sums[parameter] = gradient if total is None else total.add_(gradient)
+                self.sums[parameter] = gradient if total is None else total.add_(gradient)
                 parameter.grad = None
 
     def give(self) -> None:
-        for parameter, total in self._sums.items():
+        for parameter, total in self.sums.items():
             if total is not None:
                 parameter.grad = total.to(parameter.dtype)
 
@@ -242,10 +283,18 @@ class _MeasuredGradients(_TakenGradients):
 
     def measure(self, items: int) -> None:
         """Measure and take a micro-batch of that many items."""
-        gradients = [wide(each.grad) for each in self._sums if each.grad is not None]
+        gradients = [wide(each.grad) for each in self.sums if each.grad is not None]
         self._counts.append(items)
         self._norms.append(torch._foreach_norm(gradients) if gradients else ())
         self.take()
+
+    def pass_on(self, half: MutableMapping[nn.Parameter, Tensor | None]) -> None:
+        """Give the sums back, but those of parameters in half precision to the sums of these."""
+        for parameter, total in self.sums.items():
+            if parameter in half:
+                half[parameter] = total
+            else:
+                parameter.grad = total
 
     def found(self, scale: float) -> Parts:
         """Return what was measured of gradients that were multiplied by a loss scale."""

@@ -86,10 +86,10 @@ class Limits:
         self._last_sample = None if samples is None else start.samples + samples
         self._deadline = None if seconds is None else perf_counter() + seconds
 
-    def reached(self, clock: Clock) -> bool:
-        """Return whether the run ends here."""
+    def is_complete(self, clock: Clock) -> bool:
+        """Return whether all the epochs or samples are done."""
         epochs_done = self._last_epoch is not None and clock.epoch >= self._last_epoch
-        return epochs_done or self.samples_left(clock) == 0 or self.time_is_up()
+        return epochs_done or self.samples_left(clock) == 0
 
     def time_is_up(self) -> bool:
         """Return whether no further window may start."""

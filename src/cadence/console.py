@@ -15,7 +15,7 @@ from rich.text import Text
 from cadence.certificate import Certificate
 from cadence.clock import Clock
 from cadence.measure import Evaluation, WindowTime
-from cadence.noise import LEAST_MEASURED, LEVEL
+from cadence.noise import LEVEL
 from cadence.record import Fitted
 from cadence.report import Report
 from cadence.update import Outcome

@@ -16,9 +16,16 @@ class Interruption:
 
     The handlers that were there before come back in the end. Outside the main thread, where Python
     has no signals, nothing is put off.
+
+    Args:
+        shared: Whether several processes are to stop together: then a signal counts on each of them
+            from where they `agree` on it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        self.came: int | None = None
+        """The signal that came to this process; None = none did."""
+        self._shared = shared
         self._number: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -46,11 +53,20 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal came, and counts."""
         return self._number is not None
 
+    def agree(self, number: int) -> None:
+        """Let a signal count that came to this process or to another one."""
+        if self._number is None:
+            self._number = number
+            log.warning(
+                "%s: the window under way ends first; a second one stops at once",
+                signal.Signals(number).name,
+            )
+
     def check(self) -> None:
-        """Interrupt if a signal came.
+        """Interrupt if a signal came, and counts.
 
         Raises:
             KeyboardInterrupt: With the signal's number.
@@ -59,10 +75,8 @@ class Interruption:
             raise KeyboardInterrupt(self._number)
 
     def _put_off(self, number: int, frame: FrameType | None) -> None:
-        if self._number is not None:
+        if self.came is not None:
             raise KeyboardInterrupt(number)
-        self._number = number
-        log.warning(
-            "%s: the window under way ends first; a second one stops at once",
-            signal.Signals(number).name,
-        )
+        self.came = number
+        if not self._shared:
+            self.agree(number)

@@ -171,20 +171,16 @@ class PartTimer:
             self._gathered = self._mark()
             yield window
 
-    def computed(self) -> None:
-        """End the window's forward and backward."""
-        self._computed = self._synced = self._mark()
-
-    def synced(self) -> None:
-        """End the window's synchronisation with other processes, which began at `computed`."""
-        self._synced = self._mark()
+    def computed(self, waited: float) -> None:
+        """End the window's forward and backward, and what it waited for other processes."""
+        self._computed, self._waited = self._mark(), waited
 
     def window(self, samples: int) -> None:
         """End a window of that many samples with its update, and start the next."""
         ended = self._mark()
         self._read()
-        parts = self._began, self._waiting, self._gathered, self._computed, self._synced, ended
-        self._unread = (samples, *parts)
+        marks = self._began, self._waiting, self._gathered, self._computed, ended
+        self._unread = (samples, self._waited, *marks)
         self._began = ended
 
     def windows(self) -> WindowParts:
@@ -204,7 +200,7 @@ class PartTimer:
     def _read(self) -> None:
         if self._unread is None:
             return
-        samples, began, waiting, gathered, computed, synced, ended = self._unread
+        samples, waited, began, waiting, gathered, computed, ended = self._unread
         self._unread = None
         self._ended(ended)
         seconds = self._seconds
@@ -213,9 +209,9 @@ class PartTimer:
             (
                 samples,
                 seconds(waiting, gathered),
-                seconds(gathered, computed),
-                seconds(computed, synced),
-                between + seconds(synced, ended),
+                seconds(gathered, computed) - waited,
+                waited,
+                between + seconds(computed, ended),
             )
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from cadence.accumulation import Accumulated, Accumulator, checked_microbatch_size
+from cadence.accumulation import Accumulated, Accumulator, Summed, checked_microbatch_size
 from cadence.batch import Batch, sample_count, samples_in
 from cadence.coupling import check_boundaries, coupling
 from cadence.noise import is_measured
@@ -57,16 +57,23 @@ class Passes:
         self._coupled_by: str | None = None
 
     def begin(
-        self, model: nn.Module, objective: Objective, measured: Sequence[nn.Parameter] = ()
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        summed: Summed | None = None,
+        measured: Sequence[nn.Parameter] = (),
     ) -> None:
         """Take a model as it is now, with its parameters, buffers and modes.
 
         Args:
             model: The model, on its device.
             objective: What to count and sum.
+            summed: As in `cadence.accumulation.Accumulator`.
             measured: The parameters whose gradients by parts are measured in some windows; see
                 `cadence.noise`. None of them = nothing is measured.
         """
+        self._is_one_of_several = summed is not None
         self._measured = measured
         self._said_unmeasurable = False
         self._coupled_by = None if self._allow_batch_coupling else coupling(model, objective)
@@ -78,34 +85,44 @@ class Passes:
                 self._coupled_by,
             )
             self._tuner.keep_minibatches()
-        accumulate = Accumulator(model, objective, autocast=self._autocast, scaler=self._scaler)
+        self._accumulate_as_told = Accumulator(
+            model, objective, autocast=self._autocast, scaler=self._scaler, summed=summed
+        )
         self._accumulate = FittingAccumulator(
-            accumulate, model, self._limit, splits=self._coupled_by is None
+            self._accumulate_as_told, model, self._limit, splits=self._coupled_by is None
         )
 
     def __call__(
-        self, window: Sequence[Batch], step_size: int, windows_before: int = 0
+        self,
+        window: Sequence[Batch],
+        step_size: int,
+        *,
+        items: int | None = None,
+        windows_before: int = 0,
     ) -> Accumulated:
         """Run a window; see `cadence.accumulate`. ``.grad`` must be empty before.
 
         Args:
-            window: The mini-batches of one update.
-            step_size: The mini-batches of a full window.
+            window: The mini-batches of one update, or this process's part of them.
+            step_size: The mini-batches of a full window, or of that part.
+            items: As in `cadence.accumulation.Accumulator`.
             windows_before: The windows of the run before it.
 
         Raises:
             ValueError: The micro-batch size would split or join mini-batches that must not be.
             DoesNotFitError: Not even one sample fits into memory.
         """
+        if len(window) == 0:  # there is nothing to choose for
+            return self._accumulate_as_told(window, items=items)
         size = self._tuner.choose(window, step_size).microbatch_size
         if self._coupled_by is not None and size is not None:
             check_boundaries(self._coupled_by, size, map(sample_count, window))
         self._measures = bool(self._measured) and self._is_measured(window, size, windows_before)
         if self._measures:
-            if _in_one_pass(window, size):
+            if _in_one_pass(window, size) and not self._is_one_of_several:
                 size = -(-samples_in(window) // 2)
-            return self._accumulate(window, size, measured=self._measured)
-        accumulated = self._accumulate(window, size)
+            return self._accumulate(window, size, items=items, measured=self._measured)
+        accumulated = self._accumulate(window, size, items=items)
         self.microbatch_size = self._accumulate.size
         return accumulated
 
@@ -115,7 +132,8 @@ class Passes:
             self._tuner.took(seconds, samples, self.microbatch_size)
 
     def _is_measured(self, window: Sequence[Batch], size: int | None, windows_before: int) -> bool:
-        in_one_pass = _in_one_pass(window, size)
+        # Several processes measure the same windows, each with at least one part to add.
+        in_one_pass = _in_one_pass(window, size) and not self._is_one_of_several
         if not is_measured(windows_before, in_one_pass=in_one_pass):
             return False
         if not in_one_pass or (self._coupled_by is None and samples_in(window) > 1):

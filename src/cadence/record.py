@@ -122,13 +122,13 @@ class Record:
         """Yield the windows of an epoch as they come, and time how long each is waited for."""
         return self._parts.arriving(windows)
 
-    def computed(self) -> None:
-        """Take in that the window's forward and backward have just ended."""
-        self._parts.computed()
+    def computed(self, waited: float) -> None:
+        """Take in that the window's forward and backward have just ended.
 
-    def synced(self) -> None:
-        """Take in that the gradients have just been summed over processes; never with one."""
-        self._parts.synced()
+        Args:
+            waited: The seconds of it that were spent on other processes.
+        """
+        self._parts.computed(waited)
 
     def window(self, clock: Clock, samples: int, items: int, outcome: Outcome) -> float:
         """Take in a window that has just ended, and return the seconds it took.

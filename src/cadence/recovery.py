@@ -127,13 +127,19 @@ class FittingAccumulator:
         """Samples per forward and backward of the last window; None = one mini-batch."""
 
     def __call__(
-        self, window: Sequence[Batch], size: int | None, *, measured: Sequence[nn.Parameter] = ()
+        self,
+        window: Sequence[Batch],
+        size: int | None,
+        *,
+        items: int | None = None,
+        measured: Sequence[nn.Parameter] = (),
     ) -> Accumulated:
         """Accumulate one window.
 
         Args:
             window: Its mini-batches.
             size: Samples per forward and backward; None = one mini-batch.
+            items: As in `cadence.accumulation.Accumulator`.
             measured: As in `cadence.accumulation.Accumulator`.
 
         Raises:
@@ -143,7 +149,7 @@ class FittingAccumulator:
             self.size = self._limit.within(window, size)
             self._undo.mark()
             try:
-                accumulated = self._accumulate(window, self.size, measured=measured)
+                accumulated = self._accumulate(window, self.size, items=items, measured=measured)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -1,17 +1,15 @@
 """The training loop, flat, in the order things happen."""
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from cadence import device as devices
-from cadence.batch import Batch, first_samples, samples_in
+from cadence.batch import Batch, samples_in
 from cadence.checkpoint import (
     State,
     checked_model_state,
@@ -20,30 +18,20 @@ from cadence.checkpoint import (
     restore_random_states,
 )
 from cadence.clock import Clock, Limits
+from cadence.distributed import Alone, Processes
 from cadence.measure import Evaluation, PeakMemory, WindowParts, evaluate
 from cadence.noise import NoiseScale
 from cadence.objectives import Objective
+from cadence.partition import GathersWindows, PlannedWindow
 from cadence.passes import Passes
 from cadence.record import Fitted, Observer, Record
 from cadence.schedule import Schedule, constant
+from cadence.shares import Plan, SharedStepSizes
 from cadence.tuning import Auto
 from cadence.update import Update, stop_if_diverged
-from cadence.window import DEFAULT_STEP_SIZE, StepSizes, StepSizeSchedule, windows
+from cadence.window import DEFAULT_STEP_SIZE
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class GathersWindows(Protocol):
-    """A loader that fetches the mini-batches of a window with one operation."""
-
-    def windows(
-        self, step_size: int, *, skip: int, samples: int | None
-    ) -> Iterator[Sequence[Batch]]:
-        """Yield the windows of the epoch that was last set, but its first ``skip`` mini-batches.
-
-        It ends after that many samples; None = with the epoch.
-        """
 
 
 class Trainer:
@@ -55,7 +43,8 @@ class Trainer:
         objective: See `cadence.objectives`.
         step_size: Mini-batches per update, at least 1, or a schedule: from how many samples on, how
             many (``{0: 2, 50_000: 8}``); see `cadence.window.StepSizeSchedule`. It can be read, as
-            the present number, and set between epochs.
+            the present number, and set between epochs. With several processes it is each one's
+            own; a sequence = one for each.
         device: ``auto`` (CUDA, else MPS, else CPU), or any torch device.
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest, measured while training, so two runs may differ by rounding.
@@ -70,6 +59,7 @@ class Trainer:
         scaling: How learning rate and beta2 follow a step_size that changes, from what the
             optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see `cadence.scaling`.
         noise_scale: Whether the gradient noise scale is estimated; see `cadence.noise`.
+        processes: Those that train together, of which this is one; None = this one alone.
 
     Raises:
         TypeError, ValueError: An argument is not possible; the message says what to try.
@@ -80,7 +70,7 @@ class Trainer:
         model: nn.Module,
         optimizer: Optimizer,
         objective: Objective,
-        step_size: StepSizes = DEFAULT_STEP_SIZE,
+        step_size: SharedStepSizes = DEFAULT_STEP_SIZE,
         device: str | torch.device = "auto",
         *,
         microbatch_size: int | Auto | None = None,
@@ -92,9 +82,11 @@ class Trainer:
         max_skipped: int = 20,
         scaling: str = "none",
         noise_scale: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         self.clock = Clock()
-        self._step_sizes = StepSizeSchedule(step_size)
+        self._processes = processes or Alone()
+        self._plan = Plan(step_size, self._processes.count)
         self.device = devices.resolved(device)
         self.model = model.to(self.device)
         self.optimizer = optimizer
@@ -119,7 +111,7 @@ class Trainer:
             schedule=schedule or constant(),
             clip_norm=clip_norm,
             scaler=self._scaler,
-            step_size=self.step_size,
+            step_size=sum(self.step_sizes),
             scaling=scaling,
         )
 
@@ -127,13 +119,18 @@ class Trainer:
     def step_size(self) -> int:
         """Mini-batches per update at present.
 
-        Setting it, to a number or to a schedule, takes effect at the next epoch.
+        Setting it, to a number, a schedule or one for each process, takes effect at the next epoch.
         """
-        return self._step_sizes.at(self.clock.samples)
+        return self.step_sizes[self._processes.rank]
 
     @step_size.setter
-    def step_size(self, step_size: StepSizes) -> None:
-        self._step_sizes = StepSizeSchedule(step_size)
+    def step_size(self, step_size: SharedStepSizes) -> None:
+        self._plan = Plan(step_size, self._processes.count)
+
+    @property
+    def step_sizes(self) -> tuple[int, ...]:
+        """Mini-batches per update of each process at present."""
+        return self._plan.at(self.clock.samples)
 
     @devices.restored_threads()
     def fit(
@@ -156,8 +153,10 @@ class Trainer:
         Args:
             train_loader: Yields the mini-batches of an epoch each time it is iterated. Where it,
                 its sampler or its batch sampler has ``set_epoch``, it is told the epoch before.
-                One that `GathersWindows` is asked for whole windows instead.
-            val_loader: The held-out mini-batches; None = no evaluation.
+                One that `cadence.partition.GathersWindows` is asked for whole windows instead.
+                Several processes give the same one each; that room says what each then reads.
+            val_loader: The held-out mini-batches; None = no evaluation. Of several processes only
+                process 0 needs it.
             epochs: Epochs to train in this call, at least 1; None = no such limit.
             max_samples: Samples to train on in this call, met exactly: the last mini-batch is cut
                 to fit. None = no such limit.
@@ -179,44 +178,64 @@ class Trainer:
                 split what couples its samples.
             DivergedError: Too many updates in a row were refused.
             DoesNotFitError: A single sample does not fit into memory.
+            LostError: Another process is lost.
         """
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
         self._memory.begin()
         self._record = record = Record(self.device, observers, self._memory, self._noise)
         self._restore_record()
-        _warn_of_short_epochs(train_loader, self._step_sizes.largest)
+        _warn_of_short_epochs(train_loader, self._plan.window)
         self.model.train()
+        self._processes.begin(self.model)
         measured = self._update.parameters if self._noise else ()
-        self._passes.begin(self.model, self.objective, measured)
+        self._passes.begin(
+            self.model, self.objective, summed=self._processes.sum, measured=measured
+        )
         self.optimizer.zero_grad()
-        while not self._is_over(limits, patience):
+        is_over = self._is_over(limits, patience)
+        while not is_over:
             _announce_epoch(train_loader, self.clock.epoch)
             rest = self._rest_of_epoch(train_loader, limits)
             record.begin_epoch(self.clock)
-            for step_size, window in record.arriving(rest):
-                self._update.follow(step_size)
-                accumulated = self._passes(window, step_size, self.clock.updates_attempted)
-                record.computed()
-                samples = samples_in(window)
-                outcome = self._update.apply(accumulated, self.clock, samples)
+            for step_sizes, window in record.arriving(rest):
+                asks = self._asks_to_stop(limits, patience)
+                whole = self._processes.meet(window, self.objective, asks)
+                if whole.stop and self.clock.batches_of_epoch > 0:
+                    break
+                if whole.interrupted and at_boundary is not None:
+                    at_boundary()
+                self._update.follow(sum(step_sizes))
+                accumulated = self._passes(
+                    window,
+                    step_sizes[self._processes.rank],
+                    items=whole.items,
+                    windows_before=self.clock.updates_attempted,
+                )
+                record.computed(self._processes.waited)
+                outcome = self._update.apply(accumulated, self.clock, whole.samples)
                 if self._noise is not None and outcome.applied:
                     self._noise.window(accumulated.items, outcome.grad_norm, accumulated.parts)
                 before = self.clock
                 self.clock = before.after_window(
-                    len(window), samples, accumulated.items, outcome.applied
+                    whole.minibatches, whole.samples, accumulated.items, outcome.applied
                 )
-                seconds = record.window(self.clock, samples, accumulated.items, outcome)
-                self._passes.took(seconds, samples)
+                seconds = record.window(self.clock, whole.samples, accumulated.items, outcome)
+                self._passes.took(seconds - self._processes.waited, samples_in(window))
                 stop_if_diverged(self.clock, outcome, self._max_skipped)
+                if whole.step_sizes is not None:
+                    self._plan.share_out(whole.step_sizes)
                 if evaluate_every and self.clock.passed(evaluate_every, since=before):
                     self._evaluate(val_loader, record)
-                if self._is_over(limits, patience):
+                if limits.is_complete(self.clock):
                     break
                 if at_boundary is not None:
                     at_boundary()
             self.clock = self.clock.after_epoch()
             record.end_epoch(self.clock)
-            if evaluate_every is None or self._is_over(limits, patience):
+            if evaluate_every is None:
+                self._evaluate(val_loader, record)
+            is_over = self._is_over(limits, patience)
+            if is_over:
                 self._evaluate(val_loader, record)
             if at_boundary is not None:
                 at_boundary()
@@ -224,54 +243,30 @@ class Trainer:
         return self.fitted
 
     def _is_over(self, limits: Limits, patience: int | None) -> bool:
-        in_vain = self._record.evaluations_in_vain
-        return limits.reached(self.clock) or (patience is not None and in_vain >= patience)
+        """Return whether the run ends between two epochs, where all processes agree on it."""
+        asks = self._asks_to_stop(limits, patience)
+        return self._processes.agree(asks) or limits.is_complete(self.clock)
 
-    def _rest_of_epoch(
-        self, loader: Iterable[Batch], limits: Limits
-    ) -> Iterator[tuple[int, Sequence[Batch]]]:
+    def _asks_to_stop(self, limits: Limits, patience: int | None) -> bool:
+        """Return whether time or patience is up on this process, where others may not know it."""
+        in_vain = self._record.evaluations_in_vain
+        return limits.time_is_up() or (patience is not None and in_vain >= patience)
+
+    def _rest_of_epoch(self, loader: Iterable[Batch], limits: Limits) -> Iterator[PlannedWindow]:
         """Return the windows of the epoch that are not seen yet, in the random state of then.
 
-        Each comes with its step_size. A run that goes on within an epoch draws it again from the
-        state in which it began.
+        A run that goes on within an epoch draws it again from the state in which it began.
         """
         behind, restored = self.clock.batches_of_epoch, self._restored
         self._restored = None
         if restored is not None:
             restore_random_states(restored.random["epoch" if behind else "now"])
-        rest: Iterator[tuple[int, Sequence[Batch]]]
-        if isinstance(loader, GathersWindows):  # it draws its order from a seed of its own
-            rest = self._by_schedule(
-                lambda step_size: loader.windows(
-                    step_size,
-                    skip=self.clock.batches_of_epoch,
-                    samples=limits.samples_left(self.clock),
-                )
-            )
-        else:
+        if not isinstance(loader, GathersWindows):  # that draws its order from a seed of its own
             self._random_of_epoch = random_states()
-            minibatches = iter(loader)
-            for _ in islice(minibatches, behind):
-                pass
-            unseen = first_samples(minibatches, limits.samples_left(self.clock))
-            rest = self._by_schedule(lambda step_size: windows(unseen, step_size))
+        rest = self._processes.windows(loader, self._plan, lambda: self.clock, limits)
         if restored is not None and behind:
             restore_random_states(restored.random["now"])
         return rest
-
-    def _by_schedule(
-        self, unseen_windows: Callable[[int], Iterator[Sequence[Batch]]]
-    ) -> Iterator[tuple[int, Sequence[Batch]]]:
-        """Yield the unseen windows of an epoch, gathered anew wherever step_size changes."""
-        step_sizes = self._step_sizes  # as they are now: what is set later is the next epoch's
-        changes_at = -math.inf
-        while self.clock.samples >= changes_at:
-            step_size = step_sizes.at(self.clock.samples)
-            changes_at = step_sizes.next_change(self.clock.samples)
-            for window in unseen_windows(step_size):
-                yield step_size, window
-                if self.clock.samples >= changes_at:
-                    break
 
     def state(self, config: Mapping[str, Any], mlflow_run_id: str | None = None) -> State:
         """Return everything the run needs to go on, between two windows.
@@ -339,7 +334,9 @@ class Trainer:
         return evaluate(self.model, self.objective, fitting, self.device, self._autocast)
 
     def _evaluate(self, val_loader: Iterable[Batch] | None, record: Record) -> None:
-        if val_loader is not None and not record.has_evaluated(self.clock):
+        if self._processes.rank > 0 or val_loader is None:
+            return
+        if not record.has_evaluated(self.clock):
             record.evaluation(self.clock, self.evaluate(val_loader))
             record.show(self.clock, self.fitted)
 

@@ -85,17 +85,27 @@ class InMemoryLoader(DataLoader[Samples]):
         return map(self._gathered, self._order.tensors())
 
     def windows(
-        self, step_size: int, *, skip: int = 0, samples: int | None = None
-    ) -> Iterator[Gathered]:
+        self,
+        step_size: int,
+        *,
+        skip: int = 0,
+        samples: int | None = None,
+        own: slice = slice(None),
+    ) -> Iterator[Gathered | tuple[()]]:
         """Yield the windows of the epoch that was last set, each gathered with one operation.
 
         Args:
             step_size: Mini-batches in a window, at least 1; the last may hold fewer.
             skip: Mini-batches of the epoch to leave out at its start.
             samples: Samples after which it ends; None = those of the epoch.
+            own: Which of a window's mini-batches to gather; there may be none.
         """
+        batch_size = self._order.batch_size
+        first, last, _ = own.indices(step_size)
+        mine = slice(first * batch_size, last * batch_size)
         for indices in self._order.tensors(step_size, skip=skip, samples=samples):
-            yield Gathered(self._gathered(indices), self._order.batch_size)
+            found = indices[mine]
+            yield Gathered(self._gathered(found), batch_size) if len(found) else ()
 
     def _gathered(self, indices: Int[Tensor, " samples"]) -> Samples:
         batch = self._data.gathered(indices)
