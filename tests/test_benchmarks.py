@@ -77,3 +77,22 @@ def test_settings_prints_its_table() -> None:
         ["| fused", "digits MLP, step_size 1"],
         ["| fused", "digits MLP, step_size 16"],
     ]
+
+
+@pytest.mark.slow
+def test_communication_prints_its_tables_and_draws(tmp_path: Path) -> None:
+    picture = tmp_path / "communication.png"
+
+    lines = printed("communication", "--quick", "--out", str(picture)).splitlines()
+
+    measured = [line.split(" | ")[0] for line in lines if line.startswith("| ")]
+    assert measured[:6] == [
+        "| step_size",
+        "| ---:",
+        "| 1 (probe)",
+        "| 2 (probe)",
+        "| 4 (probe)",
+        "| 8",
+    ]
+    assert measured[-4:] == ["| 2", "| 8", "| 64", "| 1,024"]
+    assert picture.read_bytes().startswith(PNG)
