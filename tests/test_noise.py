@@ -2,20 +2,29 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from io import StringIO
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from oracles import Pair, cut, gradients, regression_pair, relative_error, same, weights
+from rich.console import Console
+from told import in_the_folder
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 
 from cadence import Trainer
 from cadence.accumulation import Accumulated, Accumulator
+from cadence.clock import Clock
+from cadence.console import Display
 from cadence.data import TensorData, loader
+from cadence.journal import Journal
+from cadence.logbook import Logbook
 from cadence.noise import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts, joined
 from cadence.objectives import LanguageModelling, Regression
 from cadence.passes import Passes
@@ -403,3 +412,43 @@ def test_a_refused_window_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None
     standing_still(1, 4).fit([good, bad, good], epochs=1)
 
     assert len(taken) == 2
+
+
+# -- what is said of it
+
+
+@pytest.mark.parametrize(
+    ("estimate", "said", "logged"),
+    [
+        ((1234.5, 900.0, 2000.0), "1,234 items (an estimate; 98 % interval 900 to 2,000 items)", 3),
+        (
+            (1234.5, 900.0, math.inf),
+            "1,234 items (an estimate; 98 % interval at least 900 items)",
+            2,
+        ),
+        (
+            (math.inf, 900.0, math.inf),
+            "larger than the windows can tell (an estimate; 98 % interval at least 900 items)",
+            1,
+        ),
+        (UNKNOWN, "unknown: too few windows were measured", 0),
+    ],
+)
+def test_what_cannot_be_told_is_said_in_words_and_drawn_nowhere(
+    tmp_path: Path, estimate: tuple[float, float, float], said: str, logged: int
+) -> None:
+    fitted = replace(
+        standing_still(2, 4).fit([*stream(2, 4, seed=0)], epochs=1),
+        **dict(zip(("noise_scale", "noise_scale_low", "noise_scale_high"), estimate, strict=True)),
+    )
+    written = StringIO()
+    Display(None, Console(file=written, width=160)).table(fitted, {})
+    journal = Journal(tmp_path)
+    logbook = Logbook(journal, dict, every=1, resumed_at=None)
+    logbook.measured(Clock(samples=8), fitted)
+    logbook.close()
+    journal.close()
+
+    assert f"noise scale  {said}\n" in written.getvalue()
+    names = ("train/noise_scale_low", "train/noise_scale", "train/noise_scale_high")
+    assert {p.key for p in in_the_folder(tmp_path) if "noise" in p.key} == {*names[:logged]}
