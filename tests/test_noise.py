@@ -2,20 +2,29 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from io import StringIO
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from oracles import Pair, cut, gradients, regression_pair, relative_error, same, weights
+from rich.console import Console
+from told import in_the_folder
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 
 from cadence import Trainer
 from cadence.accumulation import Accumulated, Accumulator
+from cadence.clock import Clock
+from cadence.console import Display
 from cadence.data import TensorData, loader
+from cadence.journal import Journal
+from cadence.logbook import Logbook
 from cadence.noise import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts, joined
 from cadence.objectives import LanguageModelling, Regression
 from cadence.passes import Passes
@@ -34,24 +43,23 @@ def squares(gradients: Sequence[float], sizes: Sequence[int]) -> tuple[float, Pa
 
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 2), (2, 1, 1), (3, 1)])
 def test_over_every_window_there_can_be_the_estimate_is_the_truth(sizes: tuple[int, ...]) -> None:
-    """Items are 0, 1 or 5, equally likely: G = 2, Sigma = (0 + 1 + 25) / 3 - 4 = 14 / 3."""
+    """Items are 1 or 5, equally likely: G = 3, Sigma = (1 + 25) / 2 - 9 = 4."""
     noise = NoiseScale()
-    every = list(product((0.0, 1.0, 5.0), repeat=sum(sizes)))
-    for items in every * (729 // len(every)):
+    for items in list(product((1.0, 5.0), repeat=sum(sizes))) * 64:
         mean, parts = squares(items, sizes)
         noise.window(len(items), abs(mean), parts)
 
-    assert noise.estimate().noise_scale == pytest.approx(14 / 3 / 4, rel=1e-12)
+    assert noise.estimate().noise_scale == pytest.approx(4 / 9, rel=1e-12)
 
 
 def test_windows_of_other_sizes_take_part_by_their_items() -> None:
     noise = NoiseScale()
-    for sizes, times in (((1, 1), 9), ((1, 2), 3), ((2, 1, 1), 1)):  # 81 windows of each
-        for items in list(product((0.0, 1.0, 5.0), repeat=sum(sizes))) * times:
+    for sizes in ((1, 1), (1, 2), (2, 1, 1)):
+        for items in list(product((1.0, 5.0), repeat=sum(sizes))) * 64:
             mean, parts = squares(items, sizes)
             noise.window(len(items), abs(mean), parts)
 
-    assert noise.estimate().noise_scale == pytest.approx(14 / 3 / 4, rel=1e-12)
+    assert noise.estimate().noise_scale == pytest.approx(4 / 9, rel=1e-12)
 
 
 def test_only_some_windows_need_to_be_measured() -> None:
@@ -76,21 +84,21 @@ def test_the_last_2048_windows_count() -> None:
         noise.window(4, abs(mean), parts)
         present.window(4, abs(mean), parts)
 
-    assert noise.estimate() == present.estimate()
+    expected = present.estimate().noise_scale
+    assert noise.estimate().noise_scale == pytest.approx(expected, rel=1e-12)
 
 
 def test_before_eight_blocks_with_eight_measured_windows_nothing_is_known() -> None:
     measured, seldom = NoiseScale(), NoiseScale()
-    for number in range(7 * 16 + 1):
+    one_part, two_parts = Parts(1, 3.0), Parts(2, 3.0)
+    for number in range(128):
         for noise in (measured, seldom):
             assert noise.estimate() == pytest.approx(UNKNOWN, nan_ok=True)
-        measured.window(2, 1.0, Parts(2, 2.0 + number % 2))
-        seldom.window(2, 1.0, Parts(1 + (number % 16 == 1), 3.0))  # one part is no measurement
+        measured.window(2, 1.0, two_parts if number % 16 == 0 else None)
+        seldom.window(2, 1.0, two_parts if number % 17 == 16 else one_part)  # seven times
 
-    assert 0 < measured.estimate().noise_scale < math.inf
+    assert measured.estimate().noise_scale == 2  # Sigma = 3 - 2, |G|^2 = 1 - Sigma / 2
     assert seldom.estimate() == pytest.approx(UNKNOWN, nan_ok=True)
-    seldom.window(2, 1.0, Parts(2, 3.0))
-    assert 0 < seldom.estimate().noise_scale < math.inf
 
 
 def test_a_gradient_that_cannot_be_told_from_noise_has_only_a_lower_end() -> None:
@@ -404,3 +412,43 @@ def test_a_refused_window_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None
     standing_still(1, 4).fit([good, bad, good], epochs=1)
 
     assert len(taken) == 2
+
+
+# -- what is said of it
+
+
+@pytest.mark.parametrize(
+    ("estimate", "said", "logged"),
+    [
+        ((1234.5, 900.0, 2000.0), "1,234 items (an estimate; 98 % interval 900 to 2,000 items)", 3),
+        (
+            (1234.5, 900.0, math.inf),
+            "1,234 items (an estimate; 98 % interval at least 900 items)",
+            2,
+        ),
+        (
+            (math.inf, 900.0, math.inf),
+            "larger than the windows can tell (an estimate; 98 % interval at least 900 items)",
+            1,
+        ),
+        (UNKNOWN, "unknown: too few windows were measured", 0),
+    ],
+)
+def test_what_cannot_be_told_is_said_in_words_and_drawn_nowhere(
+    tmp_path: Path, estimate: tuple[float, float, float], said: str, logged: int
+) -> None:
+    fitted = replace(
+        standing_still(2, 4).fit([*stream(2, 4, seed=0)], epochs=1),
+        **dict(zip(("noise_scale", "noise_scale_low", "noise_scale_high"), estimate, strict=True)),
+    )
+    written = StringIO()
+    Display(None, Console(file=written, width=160)).table(fitted, {})
+    journal = Journal(tmp_path)
+    logbook = Logbook(journal, dict, every=1, resumed_at=None)
+    logbook.measured(Clock(samples=8), fitted)
+    logbook.close()
+    journal.close()
+
+    assert f"noise scale  {said}\n" in written.getvalue()
+    names = ("train/noise_scale_low", "train/noise_scale", "train/noise_scale_high")
+    assert {p.key for p in in_the_folder(tmp_path) if "noise" in p.key} == {*names[:logged]}

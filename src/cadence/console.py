@@ -227,4 +227,4 @@ def _noise_scale(fitted: Fitted) -> str:
         return "unknown: too few windows were measured"
     interval = f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"at least {low:,.0f}"
     said = f"{value:,.0f} items" if math.isfinite(value) else "larger than the windows can tell"
-    return f"{said} (an estimate; {LEVEL:.0%} interval {interval} items)"
+    return f"{said} (an estimate; {100 * LEVEL:g} % interval {interval} items)"

@@ -36,7 +36,6 @@ larger by tr(Sigma) / M.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -54,6 +53,9 @@ makes it at most twice as long, and all of them 2.5 %."""
 
 BLOCK = 16
 """Windows in a block, of which a resample draws whole ones."""
+
+RENEWED_EVERY = 64
+"""Windows between two estimates: with its interval one takes as long as half a tiny window."""
 
 BLOCKS = 128
 """Blocks that count. The weights move while a run trains, and the noise scale grows, so only the
@@ -118,7 +120,9 @@ class NoiseScale:
 
     def __init__(self) -> None:
         self._windows = 0
-        self._blocks: deque[list[float]] = deque(maxlen=BLOCKS)
+        self._blocks = np.zeros((BLOCKS, len(_COLUMNS)))
+        self._new_blocks: list[list[float]] = []
+        self._estimate: Estimate | None = UNKNOWN
         # Poisson's bootstrap: each resample draws each block so many times. Drawn once, so that the
         # same windows have the same interval.
         self._draws = np.random.default_rng(0).poisson(1.0, (RESAMPLES, BLOCKS)).astype(float)
@@ -132,9 +136,9 @@ class NoiseScale:
             parts: The gradients of its parts; None = they were not measured.
         """
         if self._windows % BLOCK == 0:
-            self._blocks.append([0.0] * len(_COLUMNS))
+            self._new_blocks.append([0.0] * len(_COLUMNS))
         self._windows += 1
-        block, square = self._blocks[-1], items * grad_norm**2
+        block, square = self._new_blocks[-1], items * grad_norm**2
         block[0] += 1
         block[1] += items
         block[2] += square
@@ -142,10 +146,27 @@ class NoiseScale:
             block[3] += 1
             block[4] += parts.squares - square
             block[5] += parts.count - 1
+        if self._windows % RENEWED_EVERY == 0:
+            self._keep_new_blocks()
+
+    def _keep_new_blocks(self) -> None:
+        """Let the new blocks take the place of the oldest."""
+        end = (self._windows // BLOCK - 1) % BLOCKS + 1
+        self._blocks[end - len(self._new_blocks) : end] = self._new_blocks
+        self._new_blocks = []
+        self._estimate = None
 
     def estimate(self) -> Estimate:
-        """Return what the last windows tell: an estimate, with its interval by resampling."""
-        blocks = np.array(self._blocks).reshape(-1, len(_COLUMNS))
+        """Return what the last windows tell: an estimate, with its interval by resampling.
+
+        It is renewed every 64 windows.
+        """
+        if self._estimate is None:
+            kept = (self._windows - self._windows % RENEWED_EVERY) // BLOCK
+            self._estimate = self._estimated(self._blocks[:kept])
+        return self._estimate
+
+    def _estimated(self, blocks: Float[np.ndarray, "blocks columns"]) -> Estimate:
         total = blocks.sum(0)
         if min(len(blocks), total[_COLUMNS.index("measured windows")]) < LEAST:
             return UNKNOWN
@@ -155,12 +176,18 @@ class NoiseScale:
 
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on needs to know, as plain values."""
-        return {"windows": self._windows, "blocks": [list(block) for block in self._blocks]}
+        return {
+            "windows": self._windows,
+            "blocks": self._blocks.tolist(),
+            "new_blocks": [list(block) for block in self._new_blocks],
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._windows = state["windows"]
-        self._blocks = deque(map(list, state["blocks"]), maxlen=BLOCKS)
+        self._blocks = np.array(state["blocks"])
+        self._new_blocks = [list(block) for block in state["new_blocks"]]
+        self._estimate = None
 
 
 _COLUMNS = ("windows", "N", "N |g|^2", "measured windows", "sum n |g|^2 - N |g|^2", "k - 1")
