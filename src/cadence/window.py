@@ -4,6 +4,7 @@ This room knows no torch. A window is a value: it is gathered before anything ru
 after it can count what is truly in it.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
@@ -54,5 +55,5 @@ def checked_step_size(step_size: int) -> int:
 
 
 def _gather(minibatches: Iterator[T], step_size: int) -> Iterator[tuple[T, ...]]:
-    while window := tuple(islice(minibatches, step_size)):
+    while window := tuple(islice(minibatches, min(step_size, sys.maxsize))):
         yield window
