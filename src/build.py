@@ -48,6 +48,7 @@ def build(settings: "Config") -> Run:
     model = configs.build(
         "model", settings.model, input_shape=list(data.input_shape), outputs=data.outputs
     ).to(device)
+    _check_fit(settings, data)
     if settings.device.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.device.compile:
@@ -81,6 +82,41 @@ def build(settings: "Config") -> Run:
         data.train, batch_size, shuffle_seed=settings.seed, workers=workers, pin_memory=pin
     )
     return Run(data, trainer, train_loader, val_loader, total_samples)
+
+
+TAKES_TOKENS = {
+    "cadence.models.mlp.mlp": False,
+    "cadence.models.cnn.cnn": False,
+    "cadence.models.gpt.GPT": True,
+}
+"""Whether a model's inputs are tokens, or else numbers."""
+
+
+def _check_fit(settings: "Config", data: "Data") -> None:
+    """Refuse a model of cadence whose inputs are of another kind than the data's.
+
+    One that has no output for some class is refused as well: a GPU would die of it, not complain.
+    """
+    import torch
+
+    from cadence.data import TensorData
+
+    target = settings.model["_target_"]
+    takes_tokens = TAKES_TOKENS.get(target)
+    if takes_tokens is not None and isinstance(data.train, TensorData):
+        inputs = data.train.gathered(torch.tensor([0]))[0]
+        if inputs.is_floating_point() == takes_tokens:
+            kinds = ("tokens", "numbers", "mlp") if takes_tokens else ("numbers", "tokens", "gpt")
+            raise configs.ConfigError(
+                "model._target_={}: it takes {}, the data has {}; try model={}".format(
+                    target, *kinds
+                )
+            )
+    outputs = settings.model.get("outputs")
+    if outputs is not None and outputs < data.outputs:
+        raise configs.ConfigError(
+            f"model.outputs={outputs}: the data needs {data.outputs}; null = as many"
+        )
 
 
 def _check_coupling(

@@ -30,8 +30,10 @@ def logged_with_traceback() -> Iterator[None]:
 def errors_in_one_line() -> Iterator[None]:
     """Turn an error into one line on stderr and exit code 1, an interrupt into 128 + the signal.
 
-    ``HYDRA_FULL_ERROR=1`` shows the traceback.
+    ``HYDRA_FULL_ERROR=1`` shows the traceback. A log file on a full disk loses lines and says
+    nothing: whatever else that disk does not take is an error of its own.
     """
+    logging.raiseExceptions = _WITH_TRACEBACK
     try:
         yield
     except KeyboardInterrupt as interrupt:

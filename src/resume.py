@@ -91,9 +91,18 @@ def run_folder(key: str, wanted: str, runs: Path) -> Path:
 
 
 def began_with(folder: Path) -> list[str]:
-    """Return the overrides that a run began with."""
-    overrides = OmegaConf.load(folder / OVERRIDES)
-    return [str(override) for override in overrides if not str(override).startswith(KEY)]
+    """Return the overrides that a run began with.
+
+    Raises:
+        ConfigError: There are others among them than Hydra keeps there, which could run code.
+    """
+    overrides = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
+    for override in overrides:
+        if override.lstrip("+~").startswith(("-", "hydra")):
+            raise ConfigError(
+                f"{folder / OVERRIDES}: {override} is no override of a run; take it out"
+            )
+    return [override for override in overrides if not override.startswith(KEY)]
 
 
 def check_changes(state: "State", now: Mapping[str, Any]) -> None:

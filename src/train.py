@@ -80,7 +80,7 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     state = _state_to_go_on_from(settings, cfg)
     if state is not None:
-        _take_numbers_along(Path(settings.resume or ""), folder)
+        _take_along(Path(settings.resume or ""), folder)
     run = build(settings)
     if state is not None:
         run.trainer.restore(state)
@@ -97,7 +97,7 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
         observers: list[Observer] = [display, tracker] if tracker else [display]
         fitted = _fit(cfg, settings, run, folder, observers, tracker)
     if tracker and tracker.run_id and settings.track.log_model:
-        _log_model(settings, run, tracker.run_id)
+        _log_model(settings, run, folder, tracker.run_id)
     display.table(fitted, _where_to_look(settings, folder, tracker))
     return fitted.val_loss, fitted.samples_per_second
 
@@ -149,13 +149,20 @@ def _fit(
     return fitted
 
 
-def _log_model(settings: "Config", run: Run, run_id: str) -> None:
-    """Log the trained model with its run in MLflow, by an example of two samples."""
+def _log_model(settings: "Config", run: Run, folder: Path, run_id: str) -> None:
+    """Log the run's best model with it in MLflow, by an example of two samples.
+
+    Without held-out data none is the best, and it is the trained model as it is.
+    """
     from cadence.batch import first_samples, tensors
+    from cadence.checkpoint import BEST, FOLDER, checked_model_state, read
     from cadence.logged_model import log_model
 
+    model, best = run.trainer.model, folder / FOLDER / BEST
+    if best.exists():
+        model.load_state_dict(checked_model_state(model, read(best)))
     batch = next(first_samples(run.train_loader, 2))
-    log_model(settings.track.uri, run_id, run.trainer.model, tensors(batch)[0])
+    log_model(settings.track.uri, run_id, model, tensors(batch)[0])
 
 
 def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
@@ -183,12 +190,17 @@ def _state_to_go_on_from(settings: "Config", cfg: DictConfig) -> "State | None":
     return state
 
 
-def _take_numbers_along(there: Path, here: Path) -> None:
-    """Copy the numbers of a run that goes on in another folder, as an interrupted trial does."""
+def _take_along(there: Path, here: Path) -> None:
+    """Copy numbers and best model of a run that goes on elsewhere, as an interrupted trial does."""
+    from cadence.checkpoint import BEST, FOLDER
     from cadence.journal import FILE as JOURNAL
 
-    if not here.samefile(there) and (there / JOURNAL).exists():
-        shutil.copyfile(there / JOURNAL, here / JOURNAL)
+    if here.samefile(there):
+        return
+    (here / FOLDER).mkdir(exist_ok=True)
+    for name in (JOURNAL, f"{FOLDER}/{BEST}"):
+        if (there / name).exists():
+            shutil.copyfile(there / name, here / name)
 
 
 def _kept_config(cfg: DictConfig) -> dict[str, Any]:
@@ -203,12 +215,16 @@ def _tracked(
     if settings.track.name == "none":
         return nullcontext()
 
+    from cadence import address
     from cadence.provenance import environment, git_tags
     from cadence.track import Tracker
 
     known_run = None
     if state is not None and folder.samefile(settings.resume or folder):
         known_run = state.mlflow_run_id
+    is_trial = HydraConfig.get().mode == RunMode.MULTIRUN and settings.track.run_id is not None
+    if is_trial and not settings.track.offline:
+        address.wait(settings.track.uri)  # the sweep made its run there
     choices = HydraConfig.get().runtime.choices
     name = f"step_size={settings.trainer.step_size} {choices['data']} {choices['model']}"
     share = run.total_samples // 100 if run.total_samples else len(run.data.train) // 10

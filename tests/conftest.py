@@ -4,10 +4,10 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import warm
+from warm import Warm
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
@@ -28,28 +28,25 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlruns')}/mlflow.db"
 
 
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    with Warm() as warm:
+        yield warm
+
+
 @pytest.fixture
-def command(tmp_path: Path) -> CommandLine:
+def command(warm: Warm, tmp_path: Path) -> CommandLine:
     """Run ``python -m src.train`` in an empty folder, with a run folder of its own there."""
 
     def run(
-        *arguments: str,
-        module: str = "src.train",
-        environment: dict[str, str] | None = None,
-        timeout: float = 300,
-    ) -> subprocess.CompletedProcess[str]:
+        *arguments: str, module: str = "src.train", **limits: Any
+    ) -> "subprocess.CompletedProcess[str]":
         folder = (
             []
             if any(part.startswith(("hydra.", "-")) for part in arguments)
             else [f"hydra.run.dir={tmp_path / 'run'}"]
         )
-        return warm.run(
-            module,
-            [*arguments, *folder],
-            folder=tmp_path,
-            environment={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
-            timeout=timeout,
-        )
+        return warm.run(module, [*arguments, *folder], tmp_path, **limits)
 
     return run
 

@@ -1,11 +1,12 @@
 """DESIGN's table of bad input: one line that names key, value and remedy; exit code 1."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CommandLine
+from conftest import ROOT, CommandLine
 
 from cadence.checkpoint import latest
 
@@ -21,6 +22,9 @@ REFUSED = {
     "trainer.step_size=[]": f"trainer.step_size=[]: {STEP_SIZE}",
     "trainer.step_size={0: 2, 9: 0}": "trainer.step_size={0: 2, 9: 0}: from 9 samples on, "
     "step_size=0: an update needs at least 1 mini-batch; try step_size=1",
+    "trainer.step_size=": f"trainer.step_size=: {STEP_SIZE}",
+    "trainer.step_size=16.0": f"trainer.step_size=16.0: {STEP_SIZE}",
+    "~trainer.step_size": "~trainer.step_size: a run needs this key; give it a value instead",
     "trainer.microbatch_size=0": "trainer.microbatch_size=0: must be a whole number: samples per "
     "forward and backward, at least 1; auto = the fastest that fits; null = one mini-batch",
     "trainer.microbatch_size=fast": "trainer.microbatch_size=fast: must be a whole number: samples "
@@ -33,19 +37,47 @@ REFUSED = {
     "null = no clipping",
     "trainer.max_epochs=null": "trainer.max_epochs=null: without a limit the run would never end; "
     "set it, trainer.max_samples or trainer.max_seconds",
+    "optimizer.lr=inf": "optimizer.lr=inf: must be a number: learning rate, at least 0",
+    "optimizer.betas=[0.9,2]": "optimizer.betas=[0.9, 2.0]: must be a list of numbers: decay per "
+    "update of the gradient's two moments, at least 0, below 1",
+    "optimizer.betas=[0.9]": "optimizer._target_=torch.optim.AdamW: ",
+    "model.hidden=[0]": "model.hidden=[0]: must be a list of whole numbers: widths of the hidden "
+    "layers, at least 1",
+    "seed=4294967296": "seed=4294967296: must be a whole number: seed of weights, shuffling and "
+    "dropout, at least 0, below 4,294,967,296",
+    "data=null": "a config group is null; give one of its options, see python -m src.train --help",
     "model=nothing": "model=nothing: no such option; choose one of cnn, gpt, mlp",
     "trainer.stepsize=3": "trainer.stepsize: there is no such key; did you mean trainer.step_size?",
-    "+trainer.depth=3": "depth: there is no such key to add; see python -m src.train --cfg job",
+    "+trainer.depth=3": "trainer.depth: there is no such key; did you mean trainer.max_epochs?",
+    "++trainer.stepsize=3": "trainer.stepsize: there is no such key; did you mean "
+    "trainer.step_size?",
+    "data.path=x.npz": "data.path: the chosen option of data has no such key",
+    "hydra.sweeper.depth=3": "hydra.sweeper.depth: there is no such key; to add it, give "
+    "+hydra.sweeper.depth=3",
+    "device.name=cuda:64": "device.name=cuda:64: there is no such device on this machine, only ",
+    "device.name=meta": "device.name=meta: there is no such device on this machine, only ",
     "device=mps": "device.name=mps: there is no such device on this machine, only cpu; try "
     "device=auto",
     "device.precision=fp8": "device.precision=fp8: must be arithmetic, one of fp32, bf16, fp16",
     "data=text": "data.path is not set; give data.path=... (a file)",
     "model=gpt": "model=gpt takes sequences of tokens [context]; the data has [1, 8, 8]: try "
     "data=pydocs",
+    "data=pydocs": "model._target_=cadence.models.mlp.mlp: it takes numbers, the data has tokens; "
+    "try model=gpt",
+    "model.outputs=9": "model.outputs=9: the data needs 10; null = as many",
     "model._target_=os.system": "model._target_=os.system: refused, because a config can name any "
     "code to run; if you trust it, add its module to TRUSTED_TARGETS in src/train.py",
     "data._target_=torch.load": "data._target_=torch.load: refused, because a config can name any "
     "code to run; if you trust it, add its module to TRUSTED_TARGETS in src/train.py",
+    "track.experiment=": "track.experiment=: an experiment needs a name, such as cadence",
+    "track.uri=sqlite:////dev/null/x.db": "track.uri=sqlite:////dev/null/x.db: it cannot be "
+    "written (File exists: /dev/null); choose another, or train without by track=none",
+    "track.uri=sqlite:////proc/x.db": "track.uri=sqlite:////proc/x.db: it cannot be written (No "
+    "such file or directory: /proc/x.db); choose another, or train without by track=none",
+    "hydra.run.dir=/dev/null": "/dev/null: File exists; choose another folder by hydra.run.dir= "
+    "(of a sweep: hydra.sweep.dir=)",
+    "hydra.run.dir=/dev/null/run": "/dev/null/run: Not a directory; choose another folder by "
+    "hydra.run.dir=",
     "track.uri=folder": "MLflow 3 keeps runs in a database, not in a folder; try "
     "track.uri=sqlite:///",
     "track.uri=http://127.0.0.1:9": "track.uri=http://127.0.0.1:9: no MLflow server answers",
@@ -72,6 +104,98 @@ def test_hydra_full_error_shows_the_traceback(command: CommandLine) -> None:
     assert "Traceback (most recent call last)" in ended.stderr
 
 
+def sweep_of(parameters: str) -> str:
+    return f"hydra.sweeper.params={{trainer.step_size:'{parameters}'}}"
+
+
+REFUSED_SWEEPS = {
+    "hydra.sweeper.n_trials=0": "hydra.sweeper.n_trials=0: must be at least 1",
+    "hydra.sweeper.n_trials=word": "hydra.sweeper.n_trials=word: Value 'word' of type 'str' could "
+    "not be converted to Integer",
+    "hydra.sweeper.max_failure_rate=2": "hydra.sweeper.max_failure_rate=2.0: must be a share of "
+    "n_trials, from 0 to 1",
+    "hydra.sweeper.direction=minimize": "hydra.sweeper.direction=['minimize']: a run returns "
+    "(val_loss, samples_per_second), so it must be [minimize, maximize]",
+    "hydra.sweeper.direction=[maximize,minimize]": "hydra.sweeper.direction=['maximize', "
+    "'minimize']: a run returns (val_loss, samples_per_second)",
+    "hydra/sweeper/sampler=nothing": "hydra/sweeper/sampler=nothing: no such option; choose one of",
+    "hydra/sweeper/sampler=cmaes": "hydra/sweeper/sampler: optuna.samplers.CmaEsSampler keeps a "
+    "state that no sweep can go on from; choose tpe, random, gp or grid",
+    "hydra.sweeper.sampler._target_=os.system": "hydra/sweeper/sampler: os.system keeps a state",
+    "hydra.sweeper.study_name=../escaped": "hydra.sweeper.study_name=../escaped: must be a plain "
+    "name, because a folder is made of it; hydra.sweep.dir= moves the whole sweep",
+    "hydra.sweeper.study_name=/tmp/escaped": "hydra.sweeper.study_name=/tmp/escaped: must be a",
+    "hydra.sweeper.study_name=..": "hydra.sweeper.study_name=..: must be a plain name",
+    "hydra.sweeper.storage=nonsense": "hydra.sweeper.storage=nonsense: the study cannot be kept "
+    "there (Could not parse SQLAlchemy URL from given URL string); correct it or free some space: "
+    "the same command goes on",
+    "hydra.sweeper.storage=sqlite:////dev": "hydra.sweeper.storage=sqlite:////dev: the study "
+    "cannot be kept there (unable to open database file)",
+    "hydra.sweep.dir=/dev/null/sweep": "/dev/null/sweep: Not a directory; choose another folder by "
+    "hydra.run.dir= (of a sweep: hydra.sweep.dir=)",
+    "trainer.step_size=0": f"trainer.step_size=0: {STEP_SIZE}",
+    sweep_of("interval(32, 1)"): "hydra.sweeper.params: `low <= high` must hold, but got (low=32.0,"
+    " high=1.0).; write such as choice(1,2,4) or int(tag(log, interval(1, 32)))",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED_SWEEPS)
+def test_an_impossible_sweep_is_refused_in_one_line_and_leaves_no_result(
+    command: CommandLine, tmp_path: Path, override: str
+) -> None:
+    folder = [] if "study_name" in override else [f"hydra.sweep.dir={tmp_path}/sweep"]
+    ended = command("--multirun", "sweep=step_size", "track=none", *folder, override)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert REFUSED_SWEEPS[override] in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    left = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {file.name for file in left} <= {".lock"}
+    assert not (ROOT / "escaped").exists()
+    assert not Path("/tmp/escaped").exists()
+
+
+@pytest.mark.parametrize("damage", ["another file", "a folder"])
+def test_a_study_that_cannot_be_read_is_named_and_left_as_it_is(
+    command: CommandLine, tmp_path: Path, damage: str
+) -> None:
+    database = tmp_path / "sweep" / "study.db"
+    database.parent.mkdir()
+    if damage == "a folder":
+        database.mkdir()
+    else:
+        database.write_bytes(b"no database" * 500)
+
+    ended = command(
+        *("--multirun", "sweep=step_size", "track=none", f"hydra.sweep.dir={database.parent}")
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"error: hydra.sweeper.storage=sqlite:///{database}: the study cannot be kept there ("
+    )
+    assert ended.stderr.count("\n") == 1
+    assert database.is_dir() or database.read_bytes() == b"no database" * 500
+
+
+def test_a_sweep_without_a_finished_trial_is_an_error_and_its_report_tells_why(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    ended = command(
+        *("--multirun", "sweep=step_size", "track=none", f"hydra.sweep.dir={tmp_path}/sweep"),
+        *("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_skipped=0", "trainer.max_samples=128"),
+        *("hydra.sweeper.n_trials=1", "hydra.sweeper.max_failure_rate=1"),
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(
+        "error: hydra.sweeper.max_failure_rate=1.0: 1 of 1 trials failed (trial 0: "
+    )
+    report = (tmp_path / "sweep" / "report.md").read_text()
+    assert "val_loss and samples_per_second" in report or "DivergedError" in report
+
+
 def data_file(folder: Path, kind: str) -> Path:
     inputs, targets = np.zeros((20, 3), np.float32), np.arange(20) % 4
     file = folder / "data.npz"
@@ -80,6 +204,26 @@ def data_file(folder: Path, kind: str) -> Path:
     elif kind == "NaN":
         inputs[7, 1] = np.nan
         np.savez(file, inputs=inputs, targets=targets)
+    elif kind == "infinite targets":
+        np.savez(file, inputs=inputs, targets=np.where(targets == 3, np.inf, 1.0))
+    elif kind == "too large for float32":
+        np.savez(file, inputs=np.full((20, 3), 1e300), targets=targets)
+    elif kind == "no samples":
+        np.savez(file, inputs=inputs[:0], targets=targets[:0])
+    elif kind == "words":
+        np.savez(file, inputs=np.array(["a", "b"]), targets=targets[:2])
+    elif kind == "unsigned":
+        np.savez(file, inputs=inputs, targets=targets.astype(np.uint16))
+    elif kind == "other bytes":
+        np.savez(file, inputs=inputs.astype(">f4"), targets=targets)
+    elif kind == "one dimension":
+        np.savez(file, inputs=inputs[:, 0], targets=targets)
+    elif kind == "damaged":
+        np.savez(file, inputs=inputs, targets=targets)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:60] + b"\xff" * 20 + whole[80:])
+    elif kind == "compressed objects":
+        np.savez_compressed(file, inputs=np.array([{}, {}], dtype=object), targets=targets[:2])
     elif kind == "objects":
         np.savez(file, inputs=np.array([{}, {}], dtype=object), targets=targets[:2])
     elif kind == "other names":
@@ -100,7 +244,34 @@ def data_file(folder: Path, kind: str) -> Path:
         ("missing", "there is no such file; give an .npz file or a folder of .npy files"),
         ("empty", "not an .npz archive, or cut short; save it again with numpy.savez"),
         ("truncated", "not an .npz archive, or cut short; save it again with numpy.savez"),
-        ("NaN", "inputs holds NaN or infinity, first in sample 7; drop or fill such samples"),
+        ("damaged", "cannot be read (Bad CRC-32 for file 'inputs.npy'); save it again with"),
+        (
+            "NaN",
+            "inputs holds NaN, infinity or more than float32 can, first in sample 7; drop, "
+            "fill or scale such samples",
+        ),
+        (
+            "infinite targets",
+            "targets holds NaN, infinity or more than float32 can, first in sample 3",
+        ),
+        (
+            "too large for float32",
+            "inputs holds NaN, infinity or more than float32 can, first in sample 0",
+        ),
+        ("no samples", "inputs has fewer than 2 samples, one to train and one to hold out"),
+        ("words", "inputs holds <U1, not real numbers; convert it"),
+        (
+            "unsigned",
+            "targets holds <u2, which torch cannot index; convert it, such as by "
+            ".astype('int64') or .astype('float32')",
+        ),
+        ("other bytes", "inputs holds >f4, which torch cannot index; convert it"),
+        (
+            "one dimension",
+            "inputs has one dimension, the samples; give it the features' too, such "
+            "as by .reshape(20, 1)",
+        ),
+        ("compressed objects", "it holds Python objects, which are never unpickled"),
         ("objects", "holds Python objects, which are never unpickled"),
         ("other names", "only features, answers; name them by data.inputs= and data.targets="),
         ("other lengths", "inputs has 20 samples and targets has 19; they must share dimension 0"),
@@ -118,6 +289,108 @@ def test_a_bad_data_file_is_refused_by_name(
     assert ended.stderr.startswith(f"error: data.path={file}: ")
     assert said in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("truncated", "inputs.npy is no readable .npy array (mmap length is greater than file "
+         "size); save it again with numpy.save"),
+        ("empty", "inputs.npy is no readable .npy array (No data left in file); save it again"),
+        ("words", "inputs.npy is no readable .npy array (it holds Python objects, which are never "
+         "unpickled); save it again with numpy.save"),
+        ("objects", "inputs.npy is no readable .npy array (it holds Python objects, which are "
+         "never unpickled); save it again with numpy.save"),
+        ("none", "the folder has no .npy file; save inputs.npy and targets.npy there, or give an "
+         ".npz file"),
+    ],
+)  # fmt: skip
+def test_a_bad_npy_file_is_refused_by_name_and_never_unpickled(
+    command: CommandLine, tmp_path: Path, kind: str, said: str
+) -> None:
+    folder, proof = tmp_path / "arrays", tmp_path / "executed"
+    folder.mkdir()
+    file = folder / "inputs.npy"
+    if kind != "none":
+        np.save(file, np.zeros((20, 3)))
+        np.save(folder / "targets.npy", np.arange(20) % 4)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:150])
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "words":
+        file.write_bytes(b"hello world" * 50)
+    elif kind == "objects":
+        np.save(file, np.array([Touches(proof)], dtype=object), allow_pickle=True)
+
+    ended = command("data=arrays", f"data.path={folder}", "track=none")
+
+    assert ended.returncode == 1
+    assert ended.stderr == f"error: data.path={folder}: {said}\n" or (
+        kind == "empty" and said in ended.stderr
+    )
+    assert not proof.exists()
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "there is no such file; give the path of a text file"),
+        ("", "0 bytes are too few for a sample of 129 in each of training and validation "),
+        ("short", "5 bytes are too few for a sample of 129 in each of training and validation "),
+    ],
+    ids=["missing", "empty", "short"],
+)
+def test_a_bad_text_file_is_refused_by_name(
+    command: CommandLine, tmp_path: Path, text: str | None, said: str
+) -> None:
+    file = tmp_path / "book.txt"
+    if text is not None:
+        file.write_text(text)
+
+    ended = command("data=text", "model=gpt", f"data.path={file}", "track=none")
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: data.path={file}: {said}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_targets_that_are_no_classes_are_refused_with_the_objective_for_numbers(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.npz"
+    np.savez(file, inputs=np.zeros((200, 3)), targets=np.linspace(0, 1, 200))
+
+    ended = command("data=arrays", f"data.path={file}", "track=none")
+
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "error: the targets are torch.float32 of shape [32], and classes are whole numbers, one "
+        "for each sample; for numbers choose data.objective._target_=cadence.objectives.Regression"
+    )
+
+
+def test_a_micro_batch_larger_than_the_window_and_a_window_larger_than_the_run_are_one_pass(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    ended = command(
+        *("trainer.microbatch_size=100000", f"trainer.step_size={10**30}", "track=none"),
+        "trainer.max_epochs=2",
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["updates"], summary["samples"]) == (2, 2 * 1437)
 
 
 def test_a_batch_larger_than_the_data_and_an_epoch_shorter_than_a_window_only_warn(

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import math
 import struct
@@ -916,7 +917,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     study.add_trial(trial(1, state=TrialState.FAIL))
 
     def full_disk(file: Path, content: bytes) -> int:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):

@@ -1,80 +1,128 @@
-"""``python -m MODULE`` in a fork of a process that has imported the large libraries once.
+"""Commands without the seconds of their imports: forked from a Python that has done them.
 
-They take seconds to import, and the tests run the command line a hundred times. What a start from
-cold does (what is imported when, and how soon ``--help`` answers) has tests of its own, and so have
-the README's commands.
+Each command is a process of its own, as ``python -m MODULE`` is: it imports ``src`` itself, has its
+own standard streams, environment and limits, and ends as an interpreter ends.
 """
 
-import atexit
-import multiprocessing
+import gc
+import json
 import os
+import resource
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-LIBRARIES = ("torch", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "optuna", "hydra")
+from hydra.core.plugins import Plugins
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(list(LIBRARIES))
+ROOT = Path(__file__).resolve().parents[1]
 
-
-def run(
-    module: str,
-    arguments: Sequence[str],
-    *,
-    folder: Path,
-    environment: Mapping[str, str],
-    timeout: float,
-) -> "subprocess.CompletedProcess[str]":
-    """Run a module as the command line does, and return what it printed.
-
-    Args:
-        module: Its name.
-        arguments: The words after it.
-        folder: The working directory.
-        environment: All of the environment variables.
-        timeout: Seconds after which it is killed.
-
-    Raises:
-        subprocess.TimeoutExpired: It took longer.
-    """
-    said, complained = folder / ".stdout", folder / ".stderr"
-    process = _server.Process(
-        target=_run, args=(module, list(arguments), folder, dict(environment), said, complained)
-    )
-    process.start()
-    process.join(timeout)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise subprocess.TimeoutExpired([module, *arguments], timeout)
-    stdout, stderr = said.read_text(), complained.read_text()
-    said.unlink()
-    complained.unlink()
-    return subprocess.CompletedProcess([module, *arguments], process.exitcode, stdout, stderr)
+IMPORTED = (
+    *("torch", "mlflow.pytorch", "optuna", "sklearn.datasets", "matplotlib.pyplot", "plotly"),
+    *("cadence.console", "cadence.keeper", "cadence.lineage", "cadence.report", "cadence.track"),
+    "hydra_plugins.cadence_sweeper._impl",
+)
+"""What takes long to import, and what no test replaces."""
 
 
-def _run(
-    module: str,
-    arguments: list[str],
-    folder: Path,
-    environment: dict[str, str],
-    said: Path,
-    complained: Path,
-) -> None:
-    for number, file in ((1, said), (2, complained)):
-        with file.open("wb") as opened:
-            os.dup2(opened.fileno(), number)
-    sys.stdout = os.fdopen(1, "w", closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    os.chdir(folder)
+class Warm:
+    """The Python that commands are forked from; a context manager."""
+
+    def __init__(self) -> None:
+        self._path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self._path},
+        )
+
+    def __enter__(self) -> "Warm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        timeout: float = 300,
+        file_bytes: int | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run ``python -m MODULE`` in a folder, and wait for its end.
+
+        Args:
+            module: The module.
+            arguments: What the user typed.
+            folder: Where.
+            environment: Variables beside those of the tests.
+            timeout: Seconds after which it is killed by SIGALRM.
+            file_bytes: The largest file that it may write; None = any.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {
+            "module": module,
+            "arguments": arguments,
+            "folder": str(folder),
+            "environment": {**os.environ, **self._path, **(environment or {})},
+            "timeout": timeout,
+            "file_bytes": file_bytes,
+        }
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        ended = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(list(arguments), **ended)
+
+
+def serve() -> None:
+    """Fork a process for each request, tell how it ended, and return in each of them to run it."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        streams = [os.memfd_create(name) for name in ("stdout", "stderr")]
+        child = os.fork()
+        if child == 0:
+            become(request, *streams)
+            return
+        _, status = os.waitpid(child, 0)
+        said = []
+        for stream in streams:
+            with open(stream, encoding="utf-8") as file:  # noqa: PTH123
+                file.seek(0)
+                said.append(file.read())
+        ended = {"returncode": os.waitstatus_to_exitcode(status)}
+        print(json.dumps({**ended, "stdout": said[0], "stderr": said[1]}), flush=True)
+
+
+def become(request: dict[str, Any], stdout: int, stderr: int) -> None:
+    """Be the process that was asked for, and run its module."""
+    with open(os.devnull) as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(environment)
-    sys.path[:0] = [str(folder), *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    sys.argv = [module, *arguments]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        atexit._run_exitfuncs()
+    os.environ.update(request["environment"])
+    if request["file_bytes"] is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
+    signal.setitimer(signal.ITIMER_REAL, request["timeout"])
+    sys.argv = [request["module"], *request["arguments"]]
+    sys.path[0] = request["folder"]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        import_module(name)
+    Plugins.instance()  # Hydra looks through all plugins once a process
+    gc.freeze()  # a command that ends need not look at all this again
+    serve()

@@ -1,7 +1,10 @@
 """Where a tracking URI points, and whether anything answers there."""
 
 import http.client
+import itertools
+import logging
 import socket
+import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,16 @@ from sqlalchemy.engine import make_url
 
 from cadence.redaction import in_one_line, redacted
 
+log = logging.getLogger(__name__)
+
 ANSWER_SECONDS = 10.0
 """How long a server may take to answer at a run's start."""
+
+WAIT_SECONDS = 3600.0
+"""How long a sweep waits between two trials for a server that went away."""
+
+FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 1.0, 60.0
+"""Between two tries; it doubles."""
 
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Where a server listens whose address names no port."""
@@ -22,7 +33,7 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1
 def check(uri: str) -> None:
     """Find out at once what MLflow's own client would find out in minutes, or never.
 
-    The folder of an SQLite database is made.
+    The folder and the file of an SQLite database are made.
 
     Raises:
         ValueError: MLflow cannot keep runs there, or nothing answers; the message says what to try.
@@ -30,7 +41,7 @@ def check(uri: str) -> None:
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
-        _make_folder(uri)
+        _make_writable(uri)
     elif scheme in ("", "file"):
         raise ValueError(
             f"track.uri={uri}: MLflow 3 keeps runs in a database, not in a folder; try "
@@ -47,13 +58,41 @@ def check(uri: str) -> None:
             ) from error
 
 
-def _make_folder(uri: str) -> None:
+def wait(uri: str) -> None:
+    """Wait for a server that was there before, up to `WAIT_SECONDS`; it is asked again and again.
+
+    What is not there then, its caller finds out.
+    """
+    given_up = time.monotonic() + WAIT_SECONDS
+    for failures in itertools.count():
+        try:
+            return check(uri)
+        except ValueError as error:
+            if time.monotonic() > given_up:
+                return None
+            if failures == 0:
+                log.warning("%s; the sweep waits, up to %.0f minutes", error, WAIT_SECONDS / 60)
+        time.sleep(min(MOST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**failures))
+
+
+def _make_writable(uri: str) -> None:
+    """Make the database's folder and find out whether it can be written, as MLflow never would.
+
+    Raises:
+        ValueError: It cannot.
+    """
     database = make_url(uri).database
+    if database in (None, "", ":memory:"):
+        return
+    file = Path(database or "").resolve()
     try:
-        Path(database or ".").resolve().parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
     except OSError as error:
-        raise ValueError(f"track.uri={uri}: its folder cannot be made ({error}); choose another, "
-                         "or track=none") from error  # fmt: skip
+        raise ValueError(
+            f"track.uri={uri}: it cannot be written ({error.strerror}: {error.filename}); choose "
+            "another, or train without by track=none"
+        ) from error
 
 
 def _connect(host: str, port: int, *, asks: bool) -> None:

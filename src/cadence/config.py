@@ -7,9 +7,12 @@ torch, so that a typo or ``--help`` is answered at once.
 
 import dataclasses
 import difflib
+import errno
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -74,12 +77,22 @@ def _typed(cfg: DictConfig) -> Config:
     try:
         config = OmegaConf.to_object(cfg)
     except AttributeError as error:  # a key that a `+` added beside the schema
-        key = str(error).split("'")[-2]
-        raise ConfigError(
-            f"{key}: there is no such key to add; see python -m src.train --cfg job"
-        ) from error
+        name = str(error).split("'")[-2]
+        raise ConfigError(_unknown_key(_added_key(cfg, name))) from error
     assert isinstance(config, Config)
     return config
+
+
+def _added_key(cfg: DictConfig, name: str) -> str:
+    """Return the dotted key of this last name that no schema knows."""
+    known = _keys()
+    for leaf in flattened(cfg):
+        parts = leaf.split(".")
+        if name in parts:
+            key = ".".join(parts[: parts.index(name) + 1])
+            if key not in known:
+                return key
+    return name
 
 
 def build(group: str, node: Mapping[str, Any], *first: Any, **filled: Any) -> Any:
@@ -113,7 +126,11 @@ def build(group: str, node: Mapping[str, Any], *first: Any, **filled: Any) -> An
         # The target is authorised; Hydra would authorise its result as well, if that is callable,
         # which every torch module is.
         return make.func(*first, *make.args, **make.keywords)
-    except TypeError as error:
+    except (TypeError, IndexError, RuntimeError) as error:
+        raise ConfigError(f"{group}._target_={target}: {_joined_lines(error)}") from error
+    except ValueError as error:
+        if target.startswith("cadence."):  # it names the key itself
+            raise
         raise ConfigError(f"{group}._target_={target}: {_joined_lines(error)}") from error
 
 
@@ -136,16 +153,53 @@ def explained(error: Exception) -> str:
         return f"{group}={option}: no such option; choose one of {', '.join(options)}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return _unknown_key(unknown.group(1))
+        added = re.search(r"To append to your config use (.*)", text)
+        is_hydras = unknown.group(1).startswith("hydra.") and added
+        hint = f"; to add it, give {added.group(1)}" if is_hydras and added else ""
+        return _unknown_key(unknown.group(1)) + hint
     merged = re.search(r"Error merging override (\S+?)=(.*)", text)
     if merged:
         key, value = merged.groups()
-        return f"{key}={value}: must be {_meaning(key) or _joined_lines(error.__cause__ or error)}"
-    return _joined_lines(error)
+        meaning = _meaning(key)
+        problem = f"must be {meaning}" if meaning else _joined_lines(error.__cause__ or error)
+        return f"{key}={value}: {problem}"
+    removed = re.search(r"Error merging override ~(\S+)", text)
+    if removed:
+        return f"~{removed.group(1)}: a run needs this key; give it a value instead"
+    if "Config group override must be a string or a list" in text:
+        return "a config group is null; give one of its options, see python -m src.train --help"
+    return _explained_beyond_config(error)
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+
+def _explained_beyond_config(error: Exception) -> str:
+    """Return an error that no key of the config is to blame for; one that is ours says it all."""
+    if isinstance(error.__cause__, OSError) and str(error).startswith("Unable to configure"):
+        return _explained_beyond_config(error.__cause__)  # logging's own error names no file
+    if isinstance(error, OSError) and error.errno in (*DISK_FULL, *NOT_WRITABLE):
+        freed = "free some space, or " if error.errno in DISK_FULL else ""
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}{error.strerror}; {freed}choose another folder by hydra.run.dir= (of a sweep: "
+            "hydra.sweep.dir=)"
+        )
+    ours = isinstance(error, ValueError | OSError | MemoryError) or type(
+        error
+    ).__module__.startswith(("cadence.", "hydra.", "omegaconf."))
+    if ours:
+        return _joined_lines(error)
+    return f"{type(error).__name__}: {_joined_lines(error)} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def _unknown_key(key: str) -> str:
     group, _, _ = key.partition(".")
+    if group == "hydra":
+        return f"{key}: there is no such key"
+    if key in _keys():
+        return f"{key}: the chosen option of {group} has no such key; see --cfg job {group}=NAME"
     if key == group:
         near = difflib.get_close_matches(key, [field.name for field in dataclasses.fields(Config)])
     else:
@@ -183,7 +237,10 @@ def _words(fields: "Sequence[dataclasses.Field[Any]]") -> str:
     metadata = next((field.metadata for field in fields if field.metadata), None)
     if metadata is None:
         return ""
-    kinds = {int: "a whole number: ", float: "a number: ", bool: "true or false: "}
+    kinds: dict[Any, str] = {
+        **{int: "a whole number: ", float: "a number: ", bool: "true or false: "},
+        **{list[int]: "a list of whole numbers: ", list[float]: "a list of numbers: "},
+    }
     is_whole = metadata["auto"] or metadata["schedule"]
     kind = "a whole number: " if is_whole else kinds.get(_plain_type(fields[0].type), "")
     words = [f"; {word} = {metadata[word]}" for word in ("auto", "null") if metadata[word]]
@@ -191,16 +248,19 @@ def _words(fields: "Sequence[dataclasses.Field[Any]]") -> str:
     return ", ".join([kind + metadata["unit"], *_limits(metadata)]) + "".join(words)
 
 
-def _plain_type(declared: Any) -> type:
+def _plain_type(declared: Any) -> Any:
     """Return the type that a field's values have, null apart."""
-    if isinstance(declared, type):
+    if isinstance(declared, type | GenericAlias):
         return declared
-    return next((part for part in getattr(declared, "__args__", ()) if isinstance(part, type)), str)
+    kinds = getattr(declared, "__args__", ())
+    return next((kind for kind in kinds if isinstance(kind, type | GenericAlias)), str)
 
 
 def _limits(metadata: Mapping[str, Any]) -> list[str]:
     words = {"at_least": "at least", "above": "above", "below": "below"}
-    limits = [f"{words[name]} {metadata[name]:g}" for name in words if metadata[name] is not None]
+    limits = [
+        f"{words[name]} {metadata[name]:,.10g}" for name in words if metadata[name] is not None
+    ]
     if metadata["choices"]:
         limits.append(f"one of {', '.join(metadata['choices'])}")
     return limits
@@ -223,8 +283,11 @@ def _within(value: Any, limits: Mapping[str, Any]) -> bool:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if (limits["auto"] or limits["schedule"]) and not is_whole:
         return bool(limits["auto"] and value == "auto")
+    if isinstance(value, list):
+        return all(_within(part, limits) for part in value)
     return (
-        (limits["at_least"] is None or value >= limits["at_least"])
+        not (isinstance(value, float) and math.isinf(value))
+        and (limits["at_least"] is None or value >= limits["at_least"])
         and (limits["above"] is None or value > limits["above"])
         and (limits["below"] is None or value < limits["below"])
         and (not limits["choices"] or value in limits["choices"])

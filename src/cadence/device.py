@@ -29,7 +29,7 @@ def resolved(name: str | torch.device) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # meta makes tensors too, and computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device.name={name}: there is no such device on this machine, only "

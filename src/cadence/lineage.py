@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from cadence import address
 from cadence.redaction import in_one_line, redacted
 from cadence.track import REASON, REFUSALS, experiment_id, open_client, refused
 
@@ -60,11 +61,12 @@ class Lineage:
         return parent
 
     def child(self, trial: int) -> str:
-        """Make the run of a trial, and return its id.
+        """Make the run of a trial, and return its id; a server that is away is waited for.
 
         Raises:
-            ValueError: MLflow does not answer any more.
+            ValueError: MLflow does not answer for `cadence.address.WAIT_SECONDS`.
         """
+        address.wait(self._uri)
         tags = {MLFLOW_PARENT_RUN_ID: self.parent, STUDY: self._name, TRIAL: str(trial)}
         with refused(self._uri):
             return new_run(self._client, self._experiment, f"trial {trial}", tags)

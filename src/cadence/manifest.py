@@ -5,11 +5,14 @@ them.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cadence.whole import write_whole
+
+T = TypeVar("T")
 
 FILE = "tracking.json"
 DELIVERED = "delivered.json"
@@ -52,9 +55,20 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest | None":
-        """Return what the run's folder keeps; None = nothing."""
+        """Return what the run's folder keeps; None = nothing.
+
+        Raises:
+            ValueError: It is damaged, or names files elsewhere, which are no server's business.
+        """
         file = folder / FILE
-        return cls(**json.loads(file.read_text())) if file.exists() else None
+        if not file.exists():
+            return None
+        manifest = _read(cls, file)
+        home = folder.resolve()
+        for name in manifest.files:
+            if not (folder / name).resolve().is_relative_to(home):
+                raise ValueError(f"{file}: {name} is not in the run's folder; take it out of files")
+        return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +94,17 @@ class Delivered:
     def load(cls, folder: Path) -> "Delivered":
         """Return what the run's folder keeps; nothing was taken where there is nothing."""
         file = folder / DELIVERED
-        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+        return _read(cls, file) if file.exists() else cls()
+
+
+def _read(kind: Callable[..., T], file: Path) -> T:
+    try:
+        return kind(**json.loads(file.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file}: damaged ({error}); without it the run cannot be told, and its numbers are in "
+            "metrics.jsonl"
+        ) from error
 
 
 def _write(file: Path, told: dict[str, Any]) -> None:

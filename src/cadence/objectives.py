@@ -81,6 +81,12 @@ class Classification:
     def _sum(
         self, logits: Float[Tensor, "samples classes *rest"], targets: Int[Tensor, "samples *rest"]
     ) -> Float[Tensor, ""]:
+        if targets.is_floating_point() or targets.dim() != logits.dim() - 1:
+            raise ValueError(
+                f"the targets are {targets.dtype} of shape {list(targets.shape)}, and classes are "
+                "whole numbers, one for each sample; for numbers choose "
+                "data.objective._target_=cadence.objectives.Regression"
+            )
         return F.cross_entropy(
             _at_least_float32(logits),
             targets,

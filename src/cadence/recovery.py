@@ -4,9 +4,11 @@ The window contract makes this possible: its gradient does not depend on the mic
 """
 
 import logging
+import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -105,9 +107,9 @@ class MemoryLimit:
 class FittingAccumulator:
     """`cadence.accumulation.Accumulator` that goes on by smaller micro-batches out of memory.
 
-    What a failed try left behind is undone: gradients, torch's random state on the host and the
-    model's device, and the model's buffers, such as running means. So the weights are those of a
-    run that never failed. ``.grad`` must be empty before each window.
+    What a failed try left behind is undone: gradients, the random states of torch (on the host and
+    the model's device), numpy and Python, and the model's buffers, such as running means. So the
+    weights are those of a run that never failed. ``.grad`` must be empty before each window.
 
     Args:
         accumulate: What runs a window.
@@ -175,7 +177,8 @@ def split_to_fit(minibatches: Iterable[Batch], limit: MemoryLimit) -> Iterator[B
 class _Undo:
     """What a window changes before its update, so that it can be changed back.
 
-    Only buffers that the first window wrote to are copied for the ones after it.
+    Only buffers that the first window wrote to, and numpy's and Python's random states only if it
+    drew from them, are copied for the ones after it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -183,21 +186,31 @@ class _Undo:
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
         self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
         self._buffers = list(model.buffers())
-        self._buffers_are_sifted = False
+        self._is_sifted = False
+        self._draws_elsewhere = True
 
     def mark(self) -> None:
         self._random = torch.get_rng_state()
+        if self._draws_elsewhere:
+            self._elsewhere = random.getstate(), np.random.get_state()
         if self._accelerator is not None:
             self._accelerator_random = self._accelerator.get_rng_state()
         self._copies = [(buffer, buffer.clone(), buffer._version) for buffer in self._buffers]
 
     def keep(self) -> None:
-        if not self._buffers_are_sifted:
+        if not self._is_sifted:
             self._buffers = [buffer for buffer, _, was in self._copies if buffer._version != was]
-            self._buffers_are_sifted = True
+            pythons, numpys = self._elsewhere
+            self._draws_elsewhere = pythons != random.getstate() or repr(numpys) != repr(
+                np.random.get_state()
+            )
+            self._is_sifted = True
 
     def back(self) -> None:
         torch.set_rng_state(self._random)
+        if self._draws_elsewhere:
+            random.setstate(self._elsewhere[0])
+            np.random.set_state(self._elsewhere[1])
         if self._accelerator is not None:
             self._accelerator.set_rng_state(self._accelerator_random)
             self._accelerator.empty_cache()

@@ -21,6 +21,10 @@ _TOKEN = re.compile(
 """The value of a query parameter whose name says that it is secret; Hydra writes = as \\=."""
 
 
+_STATEMENT = re.compile(r" (\[SQL: .*\]|\(Background on this error at: \S+\))")
+"""What SQLAlchemy says beyond the error itself."""
+
+
 def redacted(text: str) -> str:
     """Return a text in which ``***`` stands for each password and token of an address.
 
@@ -32,8 +36,9 @@ def redacted(text: str) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what an error says, in one line without secrets."""
-    return redacted(" ".join(str(error).split())) or type(error).__name__
+    """Return what an error says, in one line without secrets, nor the statement that failed."""
+    said = redacted(" ".join(str(error).split())) or type(error).__name__
+    return _STATEMENT.sub("", said)
 
 
 def redact_files(files: Iterable[Path]) -> None:

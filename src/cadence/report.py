@@ -20,6 +20,7 @@ from cadence.knee import (
 )
 from cadence.ledger import Ledger, load, read
 from cadence.pareto import Caption, page, png
+from cadence.whole import write_whole
 
 __all__ = ["Report", "Table", "load", "write_report"]
 
@@ -262,7 +263,5 @@ def _plain(text: str) -> str:
 
 
 def _written(file: Path, content: bytes) -> Path:
-    temporary = file.with_name(f"{file.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(file)
+    write_whole(file, content)
     return file

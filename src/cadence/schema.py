@@ -103,7 +103,7 @@ class SyntheticConfig(DataConfig):
     """Made-up classes."""
 
     samples: int = setting("samples", at_least=2)
-    shape: list[int] = setting("shape of one input")
+    shape: list[int] = setting("shape of one input", at_least=1)
     classes: int = setting("classes", at_least=2)
     noise: float = setting("standard deviation around a class's centre", at_least=0)
     validation_share: float = setting("share held out", above=0, below=1)
@@ -150,14 +150,14 @@ class ModelConfig:
 class MLPConfig(ModelConfig):
     """A multilayer perceptron."""
 
-    hidden: list[int] = setting("widths of the hidden layers")
+    hidden: list[int] = setting("widths of the hidden layers", at_least=1)
 
 
 @dataclass(kw_only=True, slots=True)
 class CNNConfig(ModelConfig):
     """A small convolutional network."""
 
-    channels: list[int] = setting("channels out of each convolution")
+    channels: list[int] = setting("channels out of each convolution", at_least=1)
     dropout: float = setting("share of features dropped", at_least=0, below=1)
 
 
@@ -177,7 +177,9 @@ class AdamWConfig:
 
     _target_: str = MISSING
     lr: float = setting("learning rate", at_least=0)
-    betas: list[float] = setting("decay per update of the gradient's two moments")
+    betas: list[float] = setting(
+        "decay per update of the gradient's two moments", at_least=0, below=1
+    )
     eps: float = setting("added to the second moment's root", at_least=0)
     weight_decay: float = setting("decay per update and learning rate", at_least=0)
     fused: bool | None = setting("one kernel for all parameters", null="where the device can")
@@ -226,7 +228,7 @@ class TrackConfig:
     )
     run_id: str | None = setting("MLflow run to take over", null="a new one")
     offline: bool = setting("whether MLflow is left alone until python -m src.sync delivers")
-    log_model: bool = setting("whether the trained model is logged as an MLflow model")
+    log_model: bool = setting("whether the best model is logged as an MLflow model")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -240,7 +242,7 @@ class SweepConfig:
 class Config:
     """All that a run is told. A group without a type here may hold a user's own keys."""
 
-    seed: int = setting("seed of weights, shuffling and dropout", at_least=0)
+    seed: int = setting("seed of weights, shuffling and dropout", at_least=0, below=2**32)
     resume: str | None = setting("a run's folder, or last", null="begin")
     model: Any = MISSING
     data: Any = MISSING

@@ -39,6 +39,9 @@ Point: TypeAlias = dict[str, Any]
 COUNTABLE = 10_000
 """Points up to which a space is counted, so that a sweep can tell when all are done."""
 
+LOCKED_SECONDS = 60.0
+"""How long a study waits for another process to unlock its SQLite file; by itself it would be 5."""
+
 TRIES = 100
 """Proposals of the sampler that are looked at for a point that is new."""
 
@@ -61,6 +64,18 @@ class Question:
             "directions": list(self.directions),
             "fixed": json.loads(json.dumps(dict(self.fixed), default=str)),
         }
+
+
+def open_storage(storage: BaseStorage | str | None) -> BaseStorage:
+    """Return where a study is kept; a SQLite file that another process has locked is waited for.
+
+    Args:
+        storage: A URL, or a storage as it is; None = memory.
+    """
+    if isinstance(storage, str) and storage.startswith("sqlite"):
+        waiting = {"connect_args": {"timeout": LOCKED_SECONDS}}
+        storage = RDBStorage(storage, engine_kwargs=waiting)
+    return optuna.storages.get_storage(storage)
 
 
 def open_study(storage: BaseStorage, name: str, question: Question) -> optuna.Study:

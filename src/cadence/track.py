@@ -251,10 +251,12 @@ class Mlflow:
         experiment: Its name; it is made if it is not there.
 
     Raises:
-        ValueError: Nothing answers at ``uri``.
+        ValueError: Nothing answers at ``uri``, or the experiment has no name.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
+        if not experiment.strip():
+            raise ValueError("track.experiment=: an experiment needs a name, such as cadence")
         self._client = open_client(uri)
         self._uri = uri
         self._experiment = experiment
@@ -388,9 +390,10 @@ def open_client(uri: str) -> mlflow.MlflowClient:
 
 
 def _quiet_libraries() -> None:
-    """Keep off the console fifty lines of migrations for a new database, and each retry's line."""
-    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
+    """Keep migrations, retries and tracebacks of what is told in one line off the console."""
+    for chatty in ("alembic", "mlflow.system_metrics"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 

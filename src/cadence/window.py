@@ -5,6 +5,7 @@ after it can count what is truly in it.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, pairwise
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -130,5 +131,5 @@ def _checked_schedule(schedule: Mapping[int, int]) -> list[tuple[int, int]]:
 
 
 def _gather(minibatches: Iterator[T], step_size: int) -> Iterator[tuple[T, ...]]:
-    while window := tuple(islice(minibatches, step_size)):
+    while window := tuple(islice(minibatches, min(step_size, sys.maxsize))):
         yield window

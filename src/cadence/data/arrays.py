@@ -15,6 +15,9 @@ Array = npt.NDArray[np.generic]
 NAMES = (("inputs", "targets"), ("x", "y"), ("X", "y"), ("images", "labels"), ("data", "target"))
 """Pairs of array names that are looked for where the user names none."""
 
+UNINDEXED = tuple(np.dtype(name) for name in ("uint16", "uint32", "uint64"))
+"""What torch keeps and cannot gather samples of."""
+
 _CHUNK = 2**22  # numbers looked at together when searching for NaN
 
 
@@ -96,8 +99,8 @@ def _mapped(file: Path) -> Array:
         array: Array = np.load(file, mmap_mode="c", allow_pickle=False)
         return array
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file}: not a readable .npy array ({error}); save it again with "
-                         "numpy.save") from error  # fmt: skip
+        raise ValueError(f"data.path={file.parent}: {file.name} is no readable .npy array "
+                         f"({_told(error)}); save it again with numpy.save") from error  # fmt: skip
 
 
 def _archive(path: str) -> dict[str, Array]:
@@ -120,8 +123,15 @@ def _archive(path: str) -> dict[str, Array]:
             }
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"data.path={path}: cannot be read ({error}); save it again with numpy.savez"
+            f"data.path={path}: cannot be read ({_told(error)}); save it again with numpy.savez"
         ) from error
+
+
+def _told(error: Exception) -> str:
+    """Return what numpy says of a file, without its advice to unpickle what is no array."""
+    says = str(error)
+    is_no_array = "pickle" in says or "Python objects" in says
+    return "it holds Python objects, which are never unpickled" if is_no_array else says
 
 
 def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
@@ -137,7 +147,7 @@ def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Ar
         shape, fortran_order, dtype = read_header(stream)
         header = stream.tell()
     if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds Python objects, which are never unpickled")
+        raise ValueError(f"{member.filename} holds Python objects")
     with file.open("rb") as raw:  # the local header's name and extra field come before the data
         raw.seek(member.header_offset + 26)
         name_length, extra_length = np.frombuffer(raw.read(4), dtype="<u2").tolist()
@@ -168,8 +178,18 @@ def _check(path: str, names: tuple[str, str], x: Array, y: Array) -> None:
             raise ValueError(f"{where} has fewer than 2 samples, one to train and one to hold out")
         if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
             raise ValueError(f"{where} holds {array.dtype}, not real numbers; convert it")
+        if array.dtype in UNINDEXED or not array.dtype.isnative:
+            raise ValueError(
+                f"{where} holds {array.dtype.str}, which torch cannot index; convert it, such as "
+                "by .astype('int64') or .astype('float32')"
+            )
         if np.issubdtype(array.dtype, np.floating):
             _check_finite(where, array)
+    if x.ndim == 1:
+        raise ValueError(
+            f"data.path={path}: {names[0]} has one dimension, the samples; give it the features' "
+            f"too, such as by .reshape({len(x)}, 1)"
+        )
     if len(x) != len(y):
         raise ValueError(
             f"data.path={path}: {names[0]} has {len(x)} samples and {names[1]} has {len(y)}; "
@@ -180,12 +200,14 @@ def _check(path: str, names: tuple[str, str], x: Array, y: Array) -> None:
 def _check_finite(where: str, array: Array) -> None:
     rows = max(1, _CHUNK // max(1, int(np.prod(array.shape[1:]))))
     for start in range(0, len(array), rows):
-        finite = np.isfinite(array[start : start + rows]).reshape(-1)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite when it trains
+            finite = np.isfinite(array[start : start + rows].astype(np.float32)).reshape(-1)
         if not finite.all():
             width = finite.size // len(array[start : start + rows])
             row = start + int(finite.argmin()) // width
             raise ValueError(
-                f"{where} holds NaN or infinity, first in sample {row}; drop or fill such samples"
+                f"{where} holds NaN, infinity or more than float32 can, first in sample {row}; "
+                "drop, fill or scale such samples"
             )
 
 

@@ -56,7 +56,8 @@ class EpochOrder(Sampler[Any]):
             samples: Samples after which it ends; None = those of the epoch.
         """
         order = self._order()[skip * self.batch_size :][:samples]
-        yield from torch.split(order, self.batch_size * minibatches) if len(order) else ()
+        at_once = min(self.batch_size * minibatches, len(order))
+        yield from torch.split(order, at_once) if at_once else ()
 
     def __len__(self) -> int:
         """Return the mini-batches in an epoch."""

@@ -27,7 +27,11 @@ def text(path: str, context: int = 128, validation_share: float = 0.1) -> Data:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"data.path={path}: there is no such file; give the path of a text file")
-    return language_modelling(file.read_bytes(), context, validation_share, f"data.path={path}")
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"data.path={path}: cannot be read ({error.strerror})") from error
+    return language_modelling(raw, context, validation_share, f"data.path={path}")
 
 
 def language_modelling(raw: bytes, context: int, validation_share: float, name: str) -> Data:

@@ -7,7 +7,8 @@ what it lacks is decided between the batches, from the study alone.
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from cadence import sweep as sweeps
 from cadence.checkpoint import has_begun
 from cadence.config import ConfigError, checked, flattened
 from cadence.console import open_console, print_report
-from cadence.redaction import redacted
+from cadence.redaction import in_one_line, redacted
 from cadence.report import write_report
 from cadence.summary import FILE as SUMMARY
 from cadence.summary import read_summary
@@ -92,8 +95,8 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         self._check()
         self._process_searchspace_config()
         question = self._question(arguments)
-        with sweeps.alone(self._folder):
-            self.storage = optuna.storages.get_storage(self.storage)
+        with sweeps.alone(self._folder), _kept_by(self.storage):
+            self.storage = sweeps.open_storage(self.storage)
             with sweeps.alone_with_study(self.storage, self._name):
                 self._study = sweeps.open_study(self.storage, self._name, question)
                 self._go_on(arguments, question)
@@ -116,6 +119,11 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
     def _check(self) -> None:
         """Refuse what no trial could run with, before anything is written."""
         checked(self._task)
+        if Path(self._name).name != self._name or self._name == "..":
+            raise ConfigError(
+                f"hydra.sweeper.study_name={self._name}: must be a plain name, because a folder is "
+                "made of it; hydra.sweep.dir= moves the whole sweep"
+            )
         for name, value in (("n_trials", self._total), ("n_jobs", self._jobs)):
             if value < 1:
                 raise ConfigError(f"hydra.sweeper.{name}={value}: must be at least 1")
@@ -144,7 +152,13 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _question(self, arguments: list[str]) -> sweeps.Question:
         parameters = [*self._parse_sweeper_params_config(), *arguments]
-        space, fixed, _ = create_params_from_overrides(parameters)
+        try:
+            space, fixed, _ = create_params_from_overrides(parameters)
+        except ValueError as error:
+            raise ConfigError(
+                f"hydra.sweeper.params: {error}; write such as choice(1,2,4) or "
+                "int(tag(log, interval(1, 32)))"
+            ) from error
         searched = {name: space[name] for name in space if name not in fixed}
         if not searched:
             raise ConfigError(
@@ -324,6 +338,23 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         finally:
             if self._lineage is not None:
                 self._lineage.end(status, files)
+
+
+@contextmanager
+def _kept_by(storage: Any) -> Iterator[None]:
+    """Name the storage where a study cannot be kept.
+
+    Raises:
+        ConfigError: Its database failed; what it had taken stays.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise ConfigError(
+            f"hydra.sweeper.storage={redacted(str(storage))}: the study cannot be kept there "
+            f"({in_one_line(error.__cause__ or error)}); correct it or free some space: the same "
+            "command goes on"
+        ) from error
 
 
 class _Watched(Launcher):

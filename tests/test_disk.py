@@ -1,0 +1,262 @@
+"""Disks that are full or read-only, and databases that are locked: clear errors, nothing lost."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+from conftest import CommandLine
+from optuna.trial import TrialState
+from told import in_mlflow, in_the_folder
+
+from cadence import delivery
+from cadence.checkpoint import latest
+from cadence.clock import Clock
+from cadence.track import Tracker
+from src.sync import delivered
+
+Disk = Callable[[str], Path]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Give the folder of a disk of its own these options, such as ``size=64k``."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mounted(options: str) -> Path:
+        remount = "remount," if folder.is_mount() else ""
+        mount = ["mount", "-t", "tmpfs", "-o", f"{remount}{options}", "tmpfs", str(folder)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("this user may not mount a disk of its own")
+        return folder
+
+    yield mounted
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Keep everyone else out of a SQLite file, from another process."""
+    holding = (
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)\n"
+        "connection.execute('BEGIN EXCLUSIVE')\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", holding, str(database)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    try:
+        yield
+    finally:
+        holder.communicate()
+
+
+RUN = ("trainer.max_epochs=3", "trainer.checkpoint_every=500", "track.every=1")
+REMEDY = "free some space"
+
+
+@pytest.mark.parametrize("kib", [4, 16, 64, 250])
+def test_a_full_disk_ends_a_run_with_a_remedy_and_leaves_the_last_checkpoint_readable(
+    command: CommandLine, tmp_path: Path, tracking_uri: str, disk: Disk, kib: int
+) -> None:
+    run = disk(f"size={kib}k") / "run"
+
+    ended = command(*RUN, f"hydra.run.dir={run}", f"track.uri={tracking_uri}")
+
+    assert ended.returncode == 1
+    (error,) = ended.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert "No space left on device" in error
+    assert REMEDY in error
+    assert not list(run.rglob("*.part"))
+    if kib == 250:
+        assert latest(run / "checkpoints").clock.samples >= 500
+    if kib > 16:
+        (tracked,) = mlflow.MlflowClient(tracking_uri).search_runs(
+            ["1"], f"tags.`cadence.run_folder` = '{run}'"
+        )
+        assert tracked.info.status == "FAILED"
+        assert in_mlflow(tracking_uri, tracked.info.run_id) == in_the_folder(run)
+
+    disk("size=8m")
+    again = "hydra.run.dir=" if kib < 250 else "resume="
+    went_on = command(*RUN, f"{again}{run}", f"track.uri={tracking_uri}")
+
+    assert went_on.returncode == 0, went_on.stderr
+    assert latest(run / "checkpoints").clock.epoch == 3
+    (tracked, *_) = mlflow.MlflowClient(tracking_uri).search_runs(
+        ["1"], f"tags.`cadence.run_folder` = '{run}'"
+    )
+    assert tracked.info.status == "FINISHED"
+    assert in_mlflow(tracking_uri, tracked.info.run_id) == in_the_folder(run)
+
+
+def test_a_disk_that_became_read_only_is_named_and_what_it_holds_is_still_readable(
+    command: CommandLine, disk: Disk
+) -> None:
+    folder = disk("size=8m,rw")
+    assert command(*RUN, f"hydra.run.dir={folder}/run", "track=none").returncode == 0
+    disk("size=8m,ro")
+
+    beginning = command(*RUN, f"hydra.run.dir={folder}/new", "track=none")
+    going_on = command(f"resume={folder}/run", "trainer.max_epochs=4")
+    tracking = command(*RUN, f"track.uri=sqlite:///{folder}/mlflow.db")
+    sweeping = command("--multirun", "sweep=step_size", f"hydra.sweep.dir={folder}/s", "track=none")
+
+    elsewhere = "choose another folder by hydra.run.dir= (of a sweep: hydra.sweep.dir=)"
+    refusal = f"Read-only file system; {elsewhere}"
+    ended = (beginning, going_on, tracking, sweeping)
+    assert [one.returncode for one in ended] == [1, 1, 1, 1]
+    assert beginning.stderr == f"error: {folder}/new: {refusal}\n"
+    assert going_on.stderr == f"error: {folder}/run/train.log: {refusal}\n"
+    assert tracking.stderr == (
+        f"error: track.uri=sqlite:///{folder}/mlflow.db: it cannot be written (Read-only file "
+        f"system: {folder}/mlflow.db); choose another, or train without by track=none\n"
+    )
+    assert sweeping.stderr == f"error: {folder}/s: {refusal}\n"
+    assert latest(folder / "run" / "checkpoints").clock.epoch == 3
+    evaluated = command(f"run={folder}/run", module="src.evaluate")
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "kib", "file"),
+    [((), 100, "checkpoints/last.pt"), (("model.hidden=[1]",), 40, "metrics.jsonl")],
+)
+def test_a_file_that_may_grow_no_more_ends_a_run_with_its_name(
+    command: CommandLine, tmp_path: Path, options: tuple[str, ...], kib: int, file: str
+) -> None:
+    run = tmp_path / "run"
+    longer = ("trainer.max_epochs=20", "track.offline=true")
+    ended = command(*RUN, *longer, *options, file_bytes=1024 * kib)
+
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert f"{run / file}" in ended.stderr.splitlines()[-1]
+    assert "File too large" in ended.stderr.splitlines()[-1]
+    assert "free some space" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert [point.key for point in in_the_folder(run)].count("train/updates") > 5
+
+
+def tracker(uri: str, folder: Path, **more: Any) -> Tracker:
+    given = {"params": {}, "tags": {}, "texts": {}, **more}
+    return Tracker(uri, "disk", "a run", folder=folder, every=1, **given)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "DELIVER_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "DOUBLINGS", 0)
+    monkeypatch.setattr(delivery, "END_SECONDS", 1.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_points_that_find_mlflows_disk_full_wait_in_the_run_folder_and_arrive_when_it_has_space(
+    tmp_path: Path, tracking_uri: str, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracker(tracking_uri, tmp_path / "another"):  # so that there is a database
+        pass
+    made = Path(tracking_uri.removeprefix("sqlite:///"))
+    full = disk(f"size={made.stat().st_size // 1024 + 300}k")
+    shutil.copyfile(made, full / "mlflow.db")
+    uri, run = f"sqlite:///{full}/mlflow.db", tmp_path / "run"
+
+    with tracker(uri, run) as tracked:
+        left = shutil.disk_usage(full).free - 30_000
+        (full / "filler").write_bytes(b"0" * left)
+        for sample in range(5000):
+            tracked.log(Clock(samples=sample), {"number": float(sample)})
+
+    assert caplog.messages[0] == (
+        "MLflow takes nothing ((sqlite3.OperationalError) database or disk is full); what it is to "
+        "be told waits in the run folder"
+    )
+    assert caplog.messages[-1].startswith("MLflow has not taken all of this run; when it answers")
+    disk("size=64m")
+    assert delivered(run, None).startswith("delivered ")
+    assert in_mlflow(uri, tracked.run_id) == in_the_folder(run)
+    assert len([point for point in in_the_folder(run) if point.key == "number"]) == 5000
+
+
+def test_a_study_whose_disk_is_full_is_named_and_goes_on_when_it_has_space(
+    command: CommandLine, disk: Disk
+) -> None:
+    sweep = disk("size=64k") / "sweep"
+    arguments = (
+        *("--multirun", "sweep=step_size", f"hydra.sweep.dir={sweep}", "track=none"),
+        *("hydra.sweeper.n_trials=1", "trainer.max_samples=64"),
+    )
+
+    ended = command(*arguments)
+    disk("size=8m")
+    again = command(*arguments)
+
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"error: hydra.sweeper.storage=sqlite:///{sweep}/study.db: the study cannot be kept there "
+        "(database or disk is full); correct it or free some space: the same command goes on\n"
+    )
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_tracking_database_that_another_process_locks_is_waited_for(
+    tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "END_SECONDS", 60.0)
+    database = Path(tracking_uri.removeprefix("sqlite:///"))
+    with tracker(tracking_uri, tmp_path) as tracked:
+        with locked(database):
+            for sample in range(3000):
+                tracked.log(Clock(samples=sample), {"number": float(sample)})
+            tracked.flush()
+        tracked.log(Clock(samples=3000), {"number": 3000.0})
+
+    assert in_mlflow(tracking_uri, tracked.run_id) == in_the_folder(tmp_path)
+    assert len([point for point in in_the_folder(tmp_path) if point.key == "number"]) == 3001
+    assert mlflow.MlflowClient(tracking_uri).get_run(tracked.run_id).info.status == "FINISHED"
+
+
+SECONDS_THAT_OPTUNA_WAITS = 5
+"""Python's own for a locked SQLite file; a sweep must outlast more."""
+
+
+def test_a_study_that_another_process_locks_is_waited_for(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            command,
+            *("--multirun", "sweep=step_size", f"hydra.sweep.dir={sweep}", "track=none"),
+            *("hydra.sweeper.n_trials=2", "trainer.max_samples=64"),
+        )
+        while not (sweep / "trials" / "0" / "train.log").exists():
+            assert not running.done()
+        with locked(sweep / "study.db"), pytest.raises(TimeoutError):
+            running.result(SECONDS_THAT_OPTUNA_WAITS + 2)
+        ended = running.result()
+
+    assert ended.returncode == 0, ended.stderr
+    study = optuna.load_study(
+        study_name="step_size_digits_mlp", storage=f"sqlite:///{sweep}/study.db"
+    )
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
