@@ -113,9 +113,14 @@ def is_measured(windows_before: int, *, in_one_pass: bool) -> bool:
 
 
 class NoiseScale:
-    """Estimates the noise scale of the last 2,048 windows from what each update leaves behind."""
+    """Estimates the noise scale of the last windows from what each update leaves behind.
 
-    def __init__(self) -> None:
+    Args:
+        block: Windows in a block, of which the last 128 count.
+    """
+
+    def __init__(self, block: int = BLOCK) -> None:
+        self._block = block
         self._windows = 0
         self._blocks: deque[list[float]] = deque(maxlen=BLOCKS)
         # Poisson's bootstrap: each resample draws each block so many times. Drawn once, so that the
@@ -130,7 +135,7 @@ class NoiseScale:
             grad_norm: The 2-norm of its mean gradient, before clipping.
             parts: The gradients of its parts; None = they were not measured.
         """
-        if self._windows % BLOCK == 0:
+        if self._windows % self._block == 0:
             self._blocks.append([0.0] * len(_COLUMNS))
         self._windows += 1
         block, square = self._blocks[-1], items * grad_norm**2

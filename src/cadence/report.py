@@ -1,6 +1,5 @@
 """A sweep's report: the answer in one sentence, its tables and pictures, every trial as CSV."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from cadence.knee import (
 )
 from cadence.ledger import Ledger, load, read
 from cadence.pareto import Caption, page, png
+from cadence.table import Table, markdown, plain
 
 __all__ = ["Report", "Table", "load", "write_report"]
 
@@ -31,15 +31,6 @@ SPREAD = (
     "In brackets, the spread: of a throughput the 10th to the 90th percentile of the trial's "
     "windows; where a point was run several times, the lowest to the highest trial around the mean."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text under a header."""
-
-    columns: tuple[str, ...]
-    """Names; a unit is on lines of its own, so that a terminal has room for the numbers."""
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +161,9 @@ def _blocks(
     warnings: Sequence[str],
 ) -> Iterator[str]:
     """Yield the report's paragraphs, as Markdown."""
-    yield f"# Sweep {_plain(ledger.name)}"
-    yield f"**{_plain(said)}**"
-    yield from (f"> Warning: {_plain(warning)}" for warning in warnings)
+    yield f"# Sweep {plain(ledger.name)}"
+    yield f"**{plain(said)}**"
+    yield from (f"> Warning: {plain(warning)}" for warning in warnings)
     if comparison:
         yield (
             "step_size is the number of mini-batches per update. To train with this answer, give "
@@ -184,12 +175,12 @@ def _blocks(
         yield "## By step_size"
         if any(result.others for result in comparison.results):
             yield "Each row is the point of lowest loss at its step_size."
-        yield _markdown(table)
+        yield markdown(table)
         yield SPREAD
         yield "## Pareto front"
         yield "The points that no other one beats in both, from the slowest on."
-        yield _markdown(table_of_front(comparison))
-        yield f"The baseline is {_plain(comparison.baseline.name)}. {DEFINITION}"
+        yield markdown(table_of_front(comparison))
+        yield f"The baseline is {plain(comparison.baseline.name)}. {DEFINITION}"
     yield from _question(ledger)
     if failures := ledger.failures():
         yield "## Failed trials"
@@ -197,14 +188,14 @@ def _blocks(
             (str(failure.trial), failure.point, shorten(failure.reason, 200))
             for failure in failures
         )
-        yield _markdown(Table(("trial", "point", "reason"), tuple(rows)))
+        yield markdown(Table(("trial", "point", "reason"), tuple(rows)))
 
 
 def _question(ledger: Ledger) -> Iterator[str]:
     yield "## Held fixed"
     conditions = ledger.conditions()
     if conditions:
-        yield _markdown(Table(("condition", "value"), tuple(conditions.items())))
+        yield markdown(Table(("condition", "value"), tuple(conditions.items())))
     if ledger.fixed:
         yield (
             f"The study keeps all {len(ledger.fixed)} fixed keys, each trial's folder its whole "
@@ -214,7 +205,7 @@ def _question(ledger: Ledger) -> Iterator[str]:
         yield "The study does not tell what else was held fixed."
     if ledger.space:
         yield "## Search space"
-        yield _markdown(Table(("key", "values"), tuple(ledger.space.items())))
+        yield markdown(Table(("key", "values"), tuple(ledger.space.items())))
 
 
 def _counts(ledger: Ledger, *, has_picture: bool) -> str:
@@ -246,19 +237,6 @@ def _overrides(result: Result) -> str:
 
 def _listed(trials: Sequence[int]) -> str:
     return ", ".join(map(str, trials))
-
-
-def _markdown(table: Table) -> str:
-    lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Return text on one line, without what Markdown or HTML would take for its own."""
-    one_line = " ".join(text.split())
-    for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*")):
-        one_line = one_line.replace(mark, shown)
-    return re.sub(r"\b_|_\b", lambda _: "\\_", one_line)
 
 
 def _written(file: Path, content: bytes) -> Path:
