@@ -20,6 +20,7 @@ from cadence.knee import (
 )
 from cadence.ledger import Ledger, load, read
 from cadence.pareto import Caption, page, png
+from cadence.prediction import PREDICTED, Prediction, predictions, where_they_part
 from cadence.table import Table, markdown, plain
 
 __all__ = ["Report", "Table", "load", "write_report"]
@@ -82,11 +83,13 @@ def write_report(study: optuna.Study, folder: Path) -> Report:
 def table_by_step_size(comparison: Comparison) -> Table:
     """Return a row for each step_size: its point of lowest loss, with its other searched keys."""
     others = sorted({key for result in comparison.results for key in result.others})
+    foretold = {each.result.trials: each for each in predictions(comparison.results)}
     columns = (
         "step_size\n(mini-batches\nper update)",
         *others,
         "val loss",
         "throughput\n(samples/s)",
+        *(["predicted\n(samples/s)"] if foretold else []),
         "updates",
         "effective\nbatch (items\nper update)",
         "peak\nmemory\n(MiB)",
@@ -100,6 +103,7 @@ def table_by_step_size(comparison: Comparison) -> Table:
             *(result.others.get(key, "-") for key in others),
             str(result.val_loss),
             str(result.throughput),
+            *([_foretold(foretold.get(result.trials))] if foretold else []),
             number(result.updates),
             number(result.effective_batch),
             number(result.peak_memory_mib),
@@ -177,6 +181,8 @@ def _blocks(
             yield "Each row is the point of lowest loss at its step_size."
         yield markdown(table)
         yield SPREAD
+        if foretold := predictions(comparison.results):
+            yield f"{PREDICTED} {plain(where_they_part(foretold))}"
         yield "## Pareto front"
         yield "The points that no other one beats in both, from the slowest on."
         yield markdown(table_of_front(comparison))
@@ -226,6 +232,10 @@ def _place(result: Result, comparison: Comparison) -> str:
     if result is comparison.knee:
         return "knee"
     return "yes" if result in comparison.front else "no"
+
+
+def _foretold(prediction: Prediction | None) -> str:
+    return "-" if prediction is None else number(round(prediction.samples_per_second))
 
 
 def _overrides(result: Result) -> str:
