@@ -66,3 +66,13 @@ def test_overhead_prints_its_difference() -> None:
     lines = printed("overhead", "--trials", "4", "--rounds", "1").splitlines()
 
     assert any(line.startswith("difference of medians:") for line in lines)
+
+
+@pytest.mark.slow
+def test_prediction_prints_its_tables() -> None:
+    lines = printed("prediction", "--quick").splitlines()
+
+    for mode in ("sequential", "auto"):
+        assert any(line.startswith(f"**digits MLP, {mode}**: passes ") for line in lines)
+    assert "| step_size | measured, samples/s | predicted | error, % |" in lines
+    assert any(line.startswith("all: error: median ") for line in lines)

@@ -102,7 +102,7 @@ def probe(
     minibatches = batches_in(train_loader)
     sizes = _possible(step_sizes, minibatches)
     before, own_step_size = copy.deepcopy(trainer.state({})), trainer.step_size
-    turns = _Turns(trainer, train_loader, minibatches)
+    turns = Turns(trainer, train_loader, minibatches)
     try:
         turns.settle(sizes)
         rounds: list[Round] = []
@@ -147,8 +147,14 @@ def _possible(step_sizes: Sequence[int], minibatches: int | None) -> list[int]:
     return sizes if len(sizes) > 1 else [1, minibatches]
 
 
-class _Turns:
-    """Lets step_sizes take turns in training."""
+class Turns:
+    """Lets step_sizes take turns in training.
+
+    Args:
+        trainer: What trains; its step_size changes from turn to turn.
+        loader: The mini-batches of an epoch each time it is iterated.
+        minibatches: In an epoch; None = the loader does not tell.
+    """
 
     def __init__(self, trainer: Trainer, loader: Iterable[Batch], minibatches: int | None) -> None:
         self._trainer = trainer
@@ -158,7 +164,9 @@ class _Turns:
         self._windows: dict[int, int] = {}
         self._memory = PeakMemory(trainer.device)
         self.samples = math.nan
+        """In a mini-batch."""
         self.memory_mib: dict[int, float] = {}
+        """The peak of each step_size above what was there before."""
 
     def settle(self, sizes: Sequence[int]) -> None:
         """Let ``auto`` find its settings, and see how many windows make a turn."""
