@@ -10,7 +10,7 @@ MLRUNS ?= $(CURDIR)/mlruns
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: help setup train certify sweep report sync ui test test-slow check benchmark clean
+.PHONY: help setup train certify advise sweep report sync ui test test-slow check benchmark clean
 
 help: ## say what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -22,6 +22,9 @@ train: $(VENV)/.installed ## train; make train ARGS="trainer.step_size=16"
 
 certify: $(VENV)/.installed ## prove the gradient of your own model; make certify ARGS="model=cnn"
 	$(BIN)/python -m src.certify $(ARGS)
+
+advise: $(VENV)/.installed ## say which step_size pays, and why; make advise ARGS="experiment=digits_cnn"
+	$(BIN)/python -m src.advise $(ARGS)
 
 sweep: $(VENV)/.installed ## search step_size; make sweep ARGS="experiment=digits_cnn"
 	$(BIN)/python -m src.train --multirun sweep=step_size $(ARGS)

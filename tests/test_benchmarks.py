@@ -96,3 +96,12 @@ def test_communication_prints_its_tables_and_draws(tmp_path: Path) -> None:
     ]
     assert measured[-4:] == ["| 2", "| 8", "| 64", "| 1,024"]
     assert picture.read_bytes().startswith(PNG)
+
+
+def test_prediction_prints_its_tables() -> None:
+    lines = printed("prediction", "--quick").splitlines()
+
+    for mode in ("sequential", "auto"):
+        assert any(line.startswith(f"**digits MLP, {mode}**: passes ") for line in lines)
+    assert "| step_size | measured, samples/s | predicted | error, % |" in lines
+    assert any(line.startswith("all: error: median ") for line in lines)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadence.goodput import best_step_size, best_whole, efficiency, flat_region, goodput
-from cadence.throughput import Line, Model, straight
+from cadence.throughput import Line, Model, simple
 
 LIMIT = 256
 
@@ -25,7 +25,7 @@ def test_an_items_worth_by_hand() -> None:
 
 def test_the_best_step_size_by_hand() -> None:
     # sqrt(noise 128 / batch 32 * update 4 s / compute 1 s) = 4
-    model = straight(4.0, 1.0, 32)
+    model = simple(4.0, 1.0, 32)
 
     assert best_step_size(model, 128, 32, LIMIT) == 4
     assert best_whole(model, 128, 32, LIMIT) == 4
@@ -37,17 +37,17 @@ def test_the_best_step_size_by_hand() -> None:
 
 
 def test_the_best_step_size_stays_within_what_there_can_be() -> None:
-    assert best_step_size(straight(4.0, 1.0, 32), 128, 32, 3) == 3
-    assert best_step_size(straight(0.01, 1.0, 32), 128, 32, LIMIT) == 1
-    assert best_step_size(straight(4.0, 1.0, 32), math.inf, 32, LIMIT) == LIMIT
-    assert best_step_size(straight(4.0, 0.0, 32), 128, 32, LIMIT) == LIMIT
+    assert best_step_size(simple(4.0, 1.0, 32), 128, 32, 3) == 3
+    assert best_step_size(simple(0.01, 1.0, 32), 128, 32, LIMIT) == 1
+    assert best_step_size(simple(4.0, 1.0, 32), math.inf, 32, LIMIT) == LIMIT
+    assert best_step_size(simple(4.0, 0.0, 32), 128, 32, LIMIT) == LIMIT
 
 
 @given(times, times, noises, st.integers(1, 512))
 def test_the_closed_form_is_the_best_of_the_grid(
     base: float, slope: float, noise: float, items: int
 ) -> None:
-    model = straight(base, slope, items)
+    model = simple(base, slope, items)
 
     best = goodput(model, noise, items, best_whole(model, noise, items, LIMIT))
 
@@ -61,7 +61,7 @@ def test_on_bent_lines_it_is_the_best_of_the_grid_too(
 ) -> None:
     at_knot = base + steep * knot
     after = Line(at_knot - shallow * knot, shallow)
-    model = Model((Line(base, steep, float(knot)), after), 8)
+    model = Model((Line(base, steep, float(knot)), after), base, 8)
 
     best = goodput(model, noise, 8, best_whole(model, noise, 8, LIMIT))
 
@@ -71,7 +71,7 @@ def test_on_bent_lines_it_is_the_best_of_the_grid_too(
 
 @given(times, times, noises)
 def test_the_flat_region_is_what_the_grid_says(base: float, slope: float, noise: float) -> None:
-    model = straight(base, slope, 8)
+    model = simple(base, slope, 8)
     every = {size: goodput(model, noise, 8, size) for size in range(1, LIMIT + 1)}
 
     low, high = flat_region(model, noise, 8, LIMIT)

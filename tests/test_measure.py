@@ -242,7 +242,7 @@ def test_the_window_time_is_the_median_of_full_windows_after_the_warm_up(clock: 
             timer.computed(0)
             timer.window(samples)
 
-    # the first of seven is warm-up; of the rest, three of 64 samples and three of 5
+    # the first of seven is warm-up; of the rest, three of 64 samples are full, three of 5 are not
     assert timer.medians() == WindowTime(64, 250, 4000, 0, 0)
 
 

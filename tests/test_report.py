@@ -27,6 +27,7 @@ from cadence import pareto
 from cadence.front import Measure, Result, front, number, results
 from cadence.knee import compare, gain, knee, sentence, versus, warnings_of_noise
 from cadence.ledger import read
+from cadence.prediction import predictions, where_they_part
 from cadence.report import Report, load, write_report
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
@@ -877,8 +878,9 @@ def test_without_a_finished_trial_the_report_says_so(
         assert "| 1 | trainer.step_size 1 | nothing to compare: val_loss inf," in text
 
 
-def test_one_point_is_drawn(tmp_path: Path) -> None:
-    report = write_report(study_of(trial(None, 0.5, 3.5), name="$odd$ <b>"), tmp_path)
+@pytest.mark.parametrize("speed", [3.5, 64_000 / 3, 0.1])
+def test_one_point_is_drawn(tmp_path: Path, speed: float) -> None:
+    report = write_report(study_of(trial(None, 0.5, speed), name="$odd$ <b>"), tmp_path)
 
     assert report.sentence == "trial 0 is the only point: nothing to compare it with"
     assert (tmp_path / "report.md").read_text().startswith("# Sweep $odd$ &lt;b>")
@@ -924,6 +926,93 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
         write_report(study, tmp_path)
 
     assert (tmp_path / "report.md").read_text() == before
+
+
+# What the other trials foretell
+
+
+def timed(step_size: int, each: float, once: float, /, **more: Any) -> FrozenTrial:
+    """A trial of 64 samples a mini-batch, by milliseconds of a mini-batch and of an update."""
+    speed = 1000 * 64 * step_size / (step_size * each + once)
+    params = more.pop("params", None)
+    return trial(
+        step_size,
+        0.5 + step_size / 100,
+        speed,
+        params=params,
+        time_samples=64 * step_size,
+        time_data_ms=0.25 * step_size * each,
+        time_compute_ms=0.75 * step_size * each,
+        time_sync_ms=0.5 * once,
+        time_update_ms=0.5 * once,
+        **more,
+    )
+
+
+def test_each_throughput_is_predicted_from_the_others_alone(tmp_path: Path) -> None:
+    # 2 ms of update and 1 ms a mini-batch: 64 k / (2 + k) per ms, but for step_size 8, which took
+    # half as long again: of 64 * 8 / 10 = 51.2 it reaches 512 / 14 = 36.6
+    study = study_of(*(timed(size, 1.5 if size == 8 else 1.0, 2.0) for size in (1, 4, 8)))
+
+    report = write_report(study, tmp_path)
+
+    assert report.table.columns[2:4] == ("throughput\n(samples/s)", "predicted\n(samples/s)")
+    assert [row[2] for row in report.table.rows] == ["21,333", "42,667", "36,571"]
+    assert report.table.rows[2][3] == "51,200"
+    text = (tmp_path / "report.md").read_text()
+    assert "fitted to the time of windows at the other step_sizes alone. They part most at " in text
+    assert (
+        "step_size 8: 36,571 samples/s measured against 51,200 (-29 %), as its forward and "
+        "backward took 50 % longer per sample: memory bandwidth, or caches that a larger window no "
+        "longer fits; or the machine was busier for some trials than for others."
+    ) in text
+
+
+def test_where_trials_keep_to_the_prediction_it_says_so(tmp_path: Path) -> None:
+    write_report(study_of(*(timed(size, 1.0, 2.0) for size in (1, 2, 4))), tmp_path)
+
+    text = (tmp_path / "report.md").read_text()
+    assert "The two agree at every step_size, within 10 % or the spread." in text
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        (timed(4, 0.5, 2.0), "took 50 % less per sample: warm caches, or larger passes at a time"),
+        (timed(4, 1.0, 6.0), "its update took longer, 6 ms against 2"),
+        (timed(4, 1.0, 0.5), "its update took shorter, 0.5 ms against 2"),
+    ],
+)
+def test_the_reason_lies_in_the_part_that_came_otherwise(odd: FrozenTrial, said: str) -> None:
+    found = predictions(results(read(study_of(timed(1, 1.0, 2.0), timed(2, 1.0, 2.0), odd))))
+
+    (of_odd,) = (each for each in found if each.result.step_size == 4)
+    assert said in where_they_part([of_odd])
+
+
+def test_only_points_of_the_same_speed_foretell_each_other() -> None:
+    study = study_of(
+        timed(1, 1.0, 2.0, params={"optimizer.lr": 0.1, "data.batch_size": 16}),
+        timed(2, 1.0, 2.0, params={"optimizer.lr": 0.2, "data.batch_size": 16}),
+        timed(4, 9.0, 2.0, params={"optimizer.lr": 0.1, "data.batch_size": 64}),
+        trial(8, 0.5, 100.0, params={"optimizer.lr": 0.1, "data.batch_size": 16}),  # tells nothing
+    )
+
+    found = predictions(results(read(study)))
+
+    assert [each.result.step_size for each in found] == [1, 2]
+    for each in found:
+        assert each.samples_per_second == pytest.approx(each.result.throughput.value)
+
+
+def test_a_difference_within_the_spread_is_none() -> None:
+    trials = [timed(1, 1.0, 2.0), timed(2, 1.0, 2.0)]
+    slow = timed(4, 2.0, 2.0, samples_per_second_p10=20_000.0, samples_per_second_p90=50_000.0)
+
+    found = predictions(results(read(study_of(*trials, slow))))
+
+    assert not found[2].is_apart
+    assert "agree" in where_they_part(found[2:])
 
 
 # The study

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cadence.advice import Advice, table_of_advice
 from cadence.certificate import Certificate
 from cadence.clock import Clock
 from cadence.measure import Evaluation, WindowTime
@@ -161,6 +162,20 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"warning: {warning}", markup=False)
     console.print(report.sentence, markup=False)
     console.print(f"report  {report.files[0].parent}", markup=False)
+
+
+def print_advice(advice: Advice, console: Console) -> None:
+    """Print what is predicted for each step_size, what it follows from, and what to choose."""
+    table = table_of_advice(advice)
+    shown = Table(*table.columns, box=None, pad_edge=False)
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    console.print()
+    console.print(shown)
+    console.print()
+    Display(None, console).facts(advice.facts)
+    console.print()
+    console.print(advice.sentence, markup=False)
 
 
 def print_certificate(certificate: Certificate, console: Console) -> None:

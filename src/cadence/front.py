@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from cadence.ledger import Ledger, shown
+from cadence.throughput import Turn
 
 STEP_SIZE = "trainer.step_size"
 
@@ -69,6 +70,10 @@ class Result:
     """Items per update."""
     peak_memory_mib: float | None
     seconds: float | None
+    window_samples: float | None = None
+    """In a full window."""
+    window: Turn | None = None
+    """What such a window took, by its parts."""
 
     @property
     def others(self) -> dict[str, str]:
@@ -150,7 +155,18 @@ def _result(trials: Sequence[FrozenTrial], fixed: Mapping[str, Any]) -> Result:
         effective_batch=_mean(trials, "effective_batch"),
         peak_memory_mib=_mean(trials, "peak_memory_mib"),
         seconds=_mean(trials, "seconds"),
+        window_samples=_mean(trials, "time_samples"),
+        window=_window(trials),
     )
+
+
+def _window(trials: Sequence[FrozenTrial]) -> Turn | None:
+    parts = [_mean(trials, f"time_{part}_ms") for part in ("data", "compute", "sync", "update")]
+    known = [part / 1000 for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    data, compute, sync, update = known
+    return Turn(passes=data + compute, once=sync + update)
 
 
 def _measure(values: Sequence[float], ends: Sequence[float] = ()) -> Measure:

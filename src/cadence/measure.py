@@ -87,10 +87,10 @@ def warm_up(windows: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class WindowTime:
-    """Where the time of a window goes: medians over the windows of one size, in milliseconds."""
+    """Where the time of a window goes: medians over a run's full windows, in milliseconds."""
 
     samples: float
-    """In each of these windows: the most frequent number, the larger of two."""
+    """In such a window."""
     data_ms: float
     """Waiting for the window's mini-batches."""
     compute_ms: float
@@ -121,14 +121,13 @@ class WindowParts(NamedTuple):
         return whole
 
     def full(self) -> "WindowParts":
-        """Return those after the warm-up that are of the most frequent size.
+        """Return the full windows after the warm-up: those as large as the third quartile.
 
         The last window of an epoch may be shorter; its time is no other's.
         """
         first = warm_up(len(self.samples))
-        sizes, counts = np.unique(self.samples[first:], return_counts=True)
-        size = sizes[counts == counts.max()].max()
-        return WindowParts(*(part[first:][self.samples[first:] == size] for part in self))
+        least = np.percentile(self.samples[first:], 75, method="higher")
+        return WindowParts(*(part[first:][self.samples[first:] >= least] for part in self))
 
 
 class PartTimer:
@@ -193,9 +192,8 @@ class PartTimer:
         windows = self.windows()
         if len(windows.samples) == 0:
             return None
-        full = windows.full()
-        medians = (float(np.median(part)) * 1000 for part in full[1:])
-        return WindowTime(float(full.samples[0]), *medians)
+        samples, *seconds = (float(np.median(part)) for part in windows.full())
+        return WindowTime(samples, *(1000 * part for part in seconds))
 
     def _read(self) -> None:
         if self._unread is None:

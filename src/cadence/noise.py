@@ -54,8 +54,8 @@ makes it at most twice as long, and all of them 2.5 %."""
 BLOCK = 16
 """Windows in a block, of which a resample draws whole ones."""
 
-RENEWED_EVERY = 64
-"""Windows between two estimates: with its interval one takes as long as half a tiny window."""
+NEW_BLOCKS = 4
+"""Blocks between two estimates: with its interval one takes as long as half a tiny window."""
 
 BLOCKS = 128
 """Blocks that count. The weights move while a run trains, and the noise scale grows, so only the
@@ -116,9 +116,14 @@ def is_measured(windows_before: int, *, in_one_pass: bool) -> bool:
 
 
 class NoiseScale:
-    """Estimates the noise scale of the last 2,048 windows from what each update leaves behind."""
+    """Estimates the noise scale of the last windows from what each update leaves behind.
 
-    def __init__(self) -> None:
+    Args:
+        block: Windows in a block, of which the last 128 count.
+    """
+
+    def __init__(self, block: int = BLOCK) -> None:
+        self._block = block
         self._windows = 0
         self._blocks = np.zeros((BLOCKS, len(_COLUMNS)))
         self._new_blocks: list[list[float]] = []
@@ -135,7 +140,7 @@ class NoiseScale:
             grad_norm: The 2-norm of its mean gradient, before clipping.
             parts: The gradients of its parts; None = they were not measured.
         """
-        if self._windows % BLOCK == 0:
+        if self._windows % self._block == 0:
             self._new_blocks.append([0.0] * len(_COLUMNS))
         self._windows += 1
         block, square = self._new_blocks[-1], items * grad_norm**2
@@ -146,12 +151,12 @@ class NoiseScale:
             block[3] += 1
             block[4] += parts.squares - square
             block[5] += parts.count - 1
-        if self._windows % RENEWED_EVERY == 0:
+        if self._windows % (NEW_BLOCKS * self._block) == 0:
             self._keep_new_blocks()
 
     def _keep_new_blocks(self) -> None:
         """Let the new blocks take the place of the oldest."""
-        end = (self._windows // BLOCK - 1) % BLOCKS + 1
+        end = (self._windows // self._block - 1) % BLOCKS + 1
         self._blocks[end - len(self._new_blocks) : end] = self._new_blocks
         self._new_blocks = []
         self._estimate = None
@@ -159,10 +164,10 @@ class NoiseScale:
     def estimate(self) -> Estimate:
         """Return what the last windows tell: an estimate, with its interval by resampling.
 
-        It is renewed every 64 windows.
+        It is renewed every four blocks, 64 windows as a rule.
         """
         if self._estimate is None:
-            kept = (self._windows - self._windows % RENEWED_EVERY) // BLOCK
+            kept = -(-self._windows // self._block) - len(self._new_blocks)
             self._estimate = self._estimated(self._blocks[:kept])
         return self._estimate
 

@@ -157,6 +157,13 @@ def _extremes(results: Sequence[Result]) -> tuple[tuple[float, float], tuple[flo
     return (min(speeds), max(speeds)), (min(losses), max(losses))
 
 
+def _apart(extremes: tuple[float, float]) -> tuple[float, float]:
+    """Return the extremes, moved apart where they are one."""
+    low, high = extremes
+    room = 0.0 if low < high else 0.1 * abs(low) or 1.0
+    return low - room, high + room
+
+
 def _is_wide(extremes: tuple[float, float]) -> bool:
     low, high = extremes
     return low > 0 and high > WIDE * low
@@ -197,6 +204,8 @@ def _scale(axes: Axes, results: Sequence[Result]) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.margins(0.06, 0.09)
+    # Told before anything is drawn: from a first point alone matplotlib cannot make limits.
+    axes.update_datalim(list(zip(_apart(speeds), _apart(losses), strict=True)))
     axes.set_xlabel(THROUGHPUT, size=12)
     axes.set_ylabel(VAL_LOSS, size=12)
     axes.grid(color="#e4e4e4", linewidth=0.8)

@@ -126,6 +126,11 @@ class Passes:
         self.microbatch_size = self._accumulate.size
         return accumulated
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether the fastest setting for windows like the last is still being looked for."""
+        return self._tuner.is_searching
+
     def took(self, seconds: float, samples: int) -> None:
         """Learn from the time of the last window, update included; not if it was measured."""
         if not self._measures:

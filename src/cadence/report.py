@@ -1,6 +1,5 @@
 """A sweep's report: the answer in one sentence, its tables and pictures, every trial as CSV."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from cadence.knee import (
 )
 from cadence.ledger import Ledger, load, read
 from cadence.pareto import Caption, page, png
+from cadence.prediction import PREDICTED, Prediction, predictions, where_they_part
+from cadence.table import Table, markdown, plain
 from cadence.whole import write_whole
 
 __all__ = ["Report", "Table", "load", "write_report"]
@@ -31,15 +32,6 @@ SPREAD = (
     "In brackets, the spread: of a throughput the 10th to the 90th percentile of the trial's "
     "windows; where a point was run several times, the lowest to the highest trial around the mean."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text under a header."""
-
-    columns: tuple[str, ...]
-    """Names; a unit is on lines of its own, so that a terminal has room for the numbers."""
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +84,13 @@ def write_report(study: optuna.Study, folder: Path) -> Report:
 def table_by_step_size(comparison: Comparison) -> Table:
     """Return a row for each step_size: its point of lowest loss, with its other searched keys."""
     others = sorted({key for result in comparison.results for key in result.others})
+    foretold = {each.result.trials: each for each in predictions(comparison.results)}
     columns = (
         "step_size\n(mini-batches\nper update)",
         *others,
         "val loss",
         "throughput\n(samples/s)",
+        *(["predicted\n(samples/s)"] if foretold else []),
         "updates",
         "effective\nbatch (items\nper update)",
         "peak\nmemory\n(MiB)",
@@ -110,6 +104,7 @@ def table_by_step_size(comparison: Comparison) -> Table:
             *(result.others.get(key, "-") for key in others),
             str(result.val_loss),
             str(result.throughput),
+            *([_foretold(foretold.get(result.trials))] if foretold else []),
             number(result.updates),
             number(result.effective_batch),
             number(result.peak_memory_mib),
@@ -171,9 +166,9 @@ def _blocks(
     warnings: Sequence[str],
 ) -> Iterator[str]:
     """Yield the report's paragraphs, as Markdown."""
-    yield f"# Sweep {_plain(ledger.name)}"
-    yield f"**{_plain(said)}**"
-    yield from (f"> Warning: {_plain(warning)}" for warning in warnings)
+    yield f"# Sweep {plain(ledger.name)}"
+    yield f"**{plain(said)}**"
+    yield from (f"> Warning: {plain(warning)}" for warning in warnings)
     if comparison:
         yield (
             "step_size is the number of mini-batches per update. To train with this answer, give "
@@ -185,12 +180,14 @@ def _blocks(
         yield "## By step_size"
         if any(result.others for result in comparison.results):
             yield "Each row is the point of lowest loss at its step_size."
-        yield _markdown(table)
+        yield markdown(table)
         yield SPREAD
+        if foretold := predictions(comparison.results):
+            yield f"{PREDICTED} {plain(where_they_part(foretold))}"
         yield "## Pareto front"
         yield "The points that no other one beats in both, from the slowest on."
-        yield _markdown(table_of_front(comparison))
-        yield f"The baseline is {_plain(comparison.baseline.name)}. {comparison.definition}"
+        yield markdown(table_of_front(comparison))
+        yield f"The baseline is {plain(comparison.baseline.name)}. {comparison.definition}"
     yield from _question(ledger)
     if failures := ledger.failures():
         yield "## Failed trials"
@@ -198,14 +195,14 @@ def _blocks(
             (str(failure.trial), failure.point, shorten(failure.reason, 200))
             for failure in failures
         )
-        yield _markdown(Table(("trial", "point", "reason"), tuple(rows)))
+        yield markdown(Table(("trial", "point", "reason"), tuple(rows)))
 
 
 def _question(ledger: Ledger) -> Iterator[str]:
     yield "## Held fixed"
     conditions = ledger.conditions()
     if conditions:
-        yield _markdown(Table(("condition", "value"), tuple(conditions.items())))
+        yield markdown(Table(("condition", "value"), tuple(conditions.items())))
     if ledger.fixed:
         yield (
             f"The study keeps all {len(ledger.fixed)} fixed keys, each trial's folder its whole "
@@ -215,7 +212,7 @@ def _question(ledger: Ledger) -> Iterator[str]:
         yield "The study does not tell what else was held fixed."
     if ledger.space:
         yield "## Search space"
-        yield _markdown(Table(("key", "values"), tuple(ledger.space.items())))
+        yield markdown(Table(("key", "values"), tuple(ledger.space.items())))
 
 
 def _counts(ledger: Ledger, *, has_picture: bool) -> str:
@@ -238,6 +235,10 @@ def _place(result: Result, comparison: Comparison) -> str:
     return "yes" if result in comparison.front else "no"
 
 
+def _foretold(prediction: Prediction | None) -> str:
+    return "-" if prediction is None else number(round(prediction.samples_per_second))
+
+
 def _overrides(result: Result) -> str:
     searched = dict(result.params)
     if result.step_size is not None:
@@ -247,19 +248,6 @@ def _overrides(result: Result) -> str:
 
 def _listed(trials: Sequence[int]) -> str:
     return ", ".join(map(str, trials))
-
-
-def _markdown(table: Table) -> str:
-    lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Return text on one line, without what Markdown or HTML would take for its own."""
-    one_line = " ".join(text.split())
-    for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*")):
-        one_line = one_line.replace(mark, shown)
-    return re.sub(r"\b_|_\b", lambda _: "\\_", one_line)
 
 
 def _written(file: Path, content: bytes) -> Path:

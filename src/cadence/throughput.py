@@ -12,28 +12,34 @@ which rises with k towards its ceiling B P / t_compute. It reaches the share s o
 
 so 95 % at k = 19 base / slope.
 
-One line is right where every mini-batch is a forward and backward of its own. With
-``microbatch_size=auto`` a larger window may go through in one pass, whose time is no straight line
-in k, and memory that a cache holds no more bends it too. So where one line misses a measured
-window by more than `BEND`, lines between the measured windows take its place; the first and the
-last go on beyond them.
+What a window does once is measured by itself, so only the passes over its mini-batches are fitted,
+by the simplest shape that meets what was measured (`SHAPES`):
 
-The median of a step_size's windows stands for them: a shared machine delays some, and hurries none.
+- *proportional*: each mini-batch is a forward and backward of its own, and they all cost the same;
+- *straight*: a window also has a price of its own, as where ``microbatch_size=auto`` runs it in one
+  pass, whose time does not double with what is in it;
+- *bent*: straight lines between the measured step_sizes, the last one going on, as where a window
+  goes through in one pass up to some size, or no longer fits into a cache.
+
 The line is the one with the least squared relative errors, so that a window counts by its share
-and not by its length, and every step_size's throughput is met as well as every other's; neither of
-its parts is below 0. Its uncertainty is that of `DRAWS` resamples: of the rounds in which the
-step_sizes took turns, since a machine is slow for whole rounds, and then of the windows in them.
+and not by its length, and every step_size's throughput is met as well as every other's.
+
+What is measured is the mean window of a turn, and of the turns the median. A machine that others
+use too delays nearly every long window and few short ones: medians over windows would flatter the
+small step_sizes. The uncertainty is that of `DRAWS` resamples of the rounds in which the step_sizes
+took turns.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 BEND = 0.03
-"""The relative error at a measured window from which one straight line is no longer enough."""
+"""The relative error at a measured step_size, or twice its own uncertainty where that is more, from
+which on a shape is too simple."""
 
 NEAR_CEILING = 0.95
 """The share of the ceiling at which a larger step_size has nothing more to win."""
@@ -52,11 +58,30 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Turn(NamedTuple):
+    """The mean window of some that ran one after another."""
+
+    passes: float
+    """Seconds of its mini-batches: data, forward and backward."""
+    once: float
+    """Seconds of its update and synchronisation."""
+
+    @property
+    def seconds(self) -> float:
+        """Its whole time."""
+        return self.passes + self.once
+
+
+Round: TypeAlias = Mapping[int, Turn]
+"""One turn of each step_size."""
+
+
 class Line(NamedTuple):
     """Seconds of a window of k mini-batches, up to a step_size: ``base + k * slope``."""
 
     base: float
-    """Seconds that a window takes once: update and synchronisation."""
+    """Seconds of a window that do not grow with it: update, synchronisation, and more; see
+    `SHAPES`. On a bent line they may be below 0."""
     slope: float
     """Seconds that each of its mini-batches takes: data, forward and backward."""
     until: float = math.inf
@@ -73,8 +98,12 @@ class Model:
 
     lines: tuple[Line, ...]
     """By their ends, ascending; the last has none."""
+    once: float
+    """Seconds of a window's update and synchronisation."""
     samples: float
     """In a mini-batch, summed over processes."""
+    shape: str = "proportional"
+    """One of `SHAPES`."""
 
     def line(self, step_size: float) -> Line:
         """Return the line that a step_size lies on."""
@@ -96,7 +125,7 @@ class Model:
 
     def update_share(self, step_size: float) -> float:
         """Return the share of a window that its update and synchronisation take."""
-        return self.line(step_size).base / self.seconds(step_size)
+        return self.once / self.seconds(step_size)
 
     def reaching(self, share: float = NEAR_CEILING) -> float:
         """Return the smallest step_size, at least 1, with that share of the ceiling.
@@ -116,46 +145,77 @@ class Model:
         return math.inf
 
 
-def straight(base: float, slope: float, samples: float) -> Model:
-    """Return the model of one line.
+def simple(once: float, each: float, samples: float) -> Model:
+    """Return the model of a machine that is known.
 
     Args:
-        base: Seconds of a window's update and synchronisation.
-        slope: Seconds of a mini-batch's data, forward and backward.
+        once: Seconds of a window's update and synchronisation.
+        each: Seconds of a mini-batch's data, forward and backward.
         samples: In a mini-batch, summed over processes.
     """
-    return Model((Line(base, slope),), samples)
+    return Model((Line(once, each),), once, samples)
 
 
-def fitted(seconds: Mapping[int, float], samples: float, *, may_bend: bool = True) -> Model:
-    """Fit a model to the time of windows.
-
-    Args:
-        seconds: Of a window, by its step_size; at least two of them, all above 0.
-        samples: In a mini-batch, summed over processes.
-        may_bend: Whether lines between the windows may take the place of one; see `BEND`.
-    """
-    sizes = np.array(sorted(seconds), dtype=float)
-    times = np.array([seconds[size] for size in sorted(seconds)])
-    line = _least_squares(sizes, times)
-    errors = np.abs((line.base + line.slope * sizes) / times - 1)
-    if not may_bend or errors.max() <= BEND:
-        return Model((line,), samples)
-    slopes = np.maximum(np.diff(times) / np.diff(sizes), 0)
-    bases = times[1:] - slopes * sizes[1:]
-    ends = [*sizes[1:-1].tolist(), math.inf]
-    return Model(tuple(map(Line, bases.tolist(), slopes.tolist(), ends)), samples)
+def _proportional(sizes: np.ndarray, passes: np.ndarray) -> list[Line]:
+    shares = sizes / passes
+    return [Line(0.0, float(shares.sum() / (shares**2).sum()))]
 
 
-def _least_squares(sizes: np.ndarray, times: np.ndarray) -> Line:
-    """Return the line with the least squared relative errors, neither of its parts below 0."""
-    ones, target = 1 / times, np.ones_like(times)
-    base, slope = np.linalg.lstsq(np.stack([ones, sizes / times], 1), target, rcond=None)[0]
+def _straight(sizes: np.ndarray, passes: np.ndarray) -> list[Line]:
+    ones = 1 / passes
+    shares = np.stack([ones, sizes / passes], 1)
+    base, slope = np.linalg.lstsq(shares, np.ones_like(passes), rcond=None)[0]
     if base < 0:
-        base, slope = 0.0, (sizes / times).sum() / ((sizes / times) ** 2).sum()
-    elif slope < 0:
+        return _proportional(sizes, passes)
+    if slope < 0:
         base, slope = ones.sum() / (ones**2).sum(), 0.0
-    return Line(float(base), float(slope))
+    return [Line(float(base), float(slope))]
+
+
+def _bent(sizes: np.ndarray, passes: np.ndarray) -> list[Line]:
+    slopes = np.maximum(np.diff(passes) / np.diff(sizes), 0)
+    bases = passes[1:] - slopes * sizes[1:]
+    ends = [*sizes[1:-1].tolist(), math.inf]
+    return list(map(Line, bases.tolist(), slopes.tolist(), ends))
+
+
+Shape: TypeAlias = Callable[[np.ndarray, np.ndarray], list[Line]]
+"""(step_sizes, seconds of the passes) -> lines."""
+
+SHAPES: Mapping[str, Shape] = {
+    "proportional": _proportional,
+    "straight": _straight,
+    "bent": _bent,
+}
+"""From the simplest on."""
+
+
+def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = None) -> Model:
+    """Fit the simplest shape that meets the time of windows.
+
+    Args:
+        turns: Of at least one step_size, with seconds above 0.
+        samples: In a mini-batch, summed over processes.
+        noise: The relative uncertainty of each step_size's seconds; None = there is none.
+    """
+    bounds = {size: max(BEND, 2 * (noise or {}).get(size, 0.0)) for size in turns}
+    possible = list(SHAPES)[: len(turns)]
+    for shape in possible:
+        model = _of_shape(shape, turns, samples)
+        errors = {size: abs(model.seconds(size) / turns[size].seconds - 1) for size in turns}
+        if all(errors[size] <= bounds[size] for size in turns):
+            break
+    return model
+
+
+def _of_shape(shape: str, turns: Round, samples: float) -> Model:
+    sizes = sorted(turns)
+    once = turns[sizes[0]].once  # of the most windows
+    passes = np.array([turns[size].passes for size in sizes])
+    lines = SHAPES[shape](np.array(sizes, dtype=float), passes)
+    return Model(
+        tuple(line._replace(base=line.base + once) for line in lines), once, samples, shape
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +224,7 @@ class Forecast:
 
     model: Model
     draws: tuple[Model, ...]
-    """Models of resampled windows."""
+    """Models of resampled rounds, of the same shape."""
 
     def estimate(self, quantity: Callable[[Model], float]) -> Estimate:
         """Return what a model says of something, with the interval at `LEVEL`."""
@@ -174,34 +234,37 @@ class Forecast:
         return Estimate(value, min(value, drawn[tail]), max(value, drawn[-1 - tail]))
 
 
-Round = Mapping[int, Sequence[float]]
-"""The seconds of some windows, by step_size."""
-
-
 def forecast(rounds: Sequence[Round], samples: float) -> Forecast:
     """Fit a model to rounds in which the same step_sizes took turns.
 
     Args:
-        rounds: At least one, with two step_sizes and a window of each at the least.
+        rounds: At least two.
         samples: In a mini-batch, summed over processes.
     """
+    table = np.array([[each[size] for size in sorted(each)] for each in rounds])
+    sizes = sorted(rounds[0])
+    model = fitted(median_turns(rounds), samples, dict(zip(sizes, _noise(table), strict=True)))
     random = np.random.default_rng(0)
-    draws = [fitted(_resampled(rounds, random), samples) for _ in range(DRAWS)]
-    return Forecast(fitted(medians(rounds), samples), tuple(draws))
+    picks = random.integers(len(rounds), size=(DRAWS, len(rounds)))
+    drawn = np.median(table[picks], axis=1)  # draws x step_sizes x (passes, once)
+    draws = tuple(
+        _of_shape(model.shape, dict(zip(sizes, map(Turn._make, each), strict=True)), samples)
+        for each in drawn.tolist()
+    )
+    return Forecast(model, draws)
 
 
-def medians(rounds: Sequence[Round]) -> dict[int, float]:
-    """Return the median seconds of each step_size's windows."""
-    return _medians(rounds, lambda windows: windows)
+def median_turns(rounds: Sequence[Round]) -> Round:
+    """Return the median turn of each step_size, by its parts."""
+    return {
+        size: Turn(*np.median([each[size] for each in rounds], axis=0).tolist())
+        for size in rounds[0]
+    }
 
 
-def _resampled(rounds: Sequence[Round], random: np.random.Generator) -> dict[int, float]:
-    drawn = [rounds[place] for place in random.integers(len(rounds), size=len(rounds))]
-    return _medians(drawn, lambda windows: random.choice(windows, len(windows)))
-
-
-def _medians(
-    rounds: Sequence[Round], chosen: Callable[[np.ndarray], np.ndarray]
-) -> dict[int, float]:
-    windows = {size: np.concatenate([each[size] for each in rounds]) for size in rounds[0]}
-    return {size: float(np.median(chosen(every))) for size, every in windows.items()}
+def _noise(table: np.ndarray) -> list[float]:
+    """Return the relative standard error of each step_size's median seconds."""
+    seconds = table.sum(axis=2)
+    of_median = math.sqrt(math.pi / 2 / len(seconds))  # of a normal distribution's
+    found: list[float] = (of_median * seconds.std(axis=0, ddof=1) / np.median(seconds, 0)).tolist()
+    return found

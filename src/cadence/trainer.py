@@ -194,7 +194,7 @@ class Trainer:
         self.optimizer.zero_grad()
         is_over = self._is_over(limits, patience)
         while not is_over:
-            _announce_epoch(train_loader, self.clock.epoch)
+            announce_epoch(train_loader, self.clock.epoch)
             rest = self._rest_of_epoch(train_loader, limits)
             record.begin_epoch(self.clock)
             for step_sizes, window in record.arriving(rest):
@@ -324,6 +324,11 @@ class Trainer:
         return self._record.fitted(self.clock, self.step_size, self._passes.microbatch_size)
 
     @property
+    def is_tuning(self) -> bool:
+        """Whether ``auto`` is still looking for the fastest setting of windows like the last."""
+        return self._passes.is_searching
+
+    @property
     def window_parts(self) -> WindowParts:
         """The time of each window of the present or last call of `fit`, by its parts."""
         return self._record.windows()
@@ -341,7 +346,7 @@ class Trainer:
             record.show(self.clock, self.fitted)
 
 
-def _announce_epoch(loader: Iterable[Batch], epoch: int) -> None:
+def announce_epoch(loader: Iterable[Batch], epoch: int) -> None:
     """Tell whoever shuffles which epoch begins, as torch's DistributedSampler wants to be told."""
     shufflers = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
     for shuffler in shufflers:
@@ -350,12 +355,17 @@ def _announce_epoch(loader: Iterable[Batch], epoch: int) -> None:
             set_epoch(epoch)
 
 
-def _warn_of_short_epochs(loader: Iterable[Batch], step_size: int) -> None:
+def batches_in(loader: Iterable[Batch]) -> int | None:
+    """Return the mini-batches of an epoch; None = the loader does not tell."""
     try:
-        minibatches = len(loader)  # type: ignore[arg-type]
+        return len(loader)  # type: ignore[arg-type]
     except TypeError:  # a generator, or a DataLoader of an IterableDataset
-        return
-    if 0 < minibatches < step_size:
+        return None
+
+
+def _warn_of_short_epochs(loader: Iterable[Batch], step_size: int) -> None:
+    minibatches = batches_in(loader)
+    if minibatches is not None and 0 < minibatches < step_size:
         log.warning(
             "an epoch of %d mini-batches is shorter than one window of step_size=%d: each update "
             "sees the whole epoch; a smaller data.batch_size gives more mini-batches",

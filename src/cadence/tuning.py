@@ -87,6 +87,11 @@ class Tuner:
         self.setting = self._start
         """What the last window was run with, or the first will be."""
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether the last window was one of a search that has not ended."""
+        return self._search is not None
+
     def keep_minibatches(self) -> None:
         """Try no other micro-batch size than one mini-batch."""
         self._tunes_size = False

@@ -1,0 +1,54 @@
+"""A run in MLflow that is written at once: what a command found out, without training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlflow.entities import Metric, Param
+
+from cadence.lineage import new_run
+from cadence.logbook import milliseconds
+from cadence.redaction import redacted
+from cadence.track import experiment_id, open_client, refused
+
+
+def note(
+    uri: str,
+    experiment: str,
+    name: str,
+    *,
+    params: Mapping[str, object],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    files: Sequence[Path],
+) -> str:
+    """Write a finished run, and return its id.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: The experiment's name; it is made if it is not there.
+        name: How the UI calls the run.
+        params: What was asked, by name.
+        metrics: What was found, by name.
+        tags: What else to say of it.
+        files: Kept as artifacts.
+
+    Raises:
+        ValueError: Nothing answers at ``uri``, or MLflow cannot log there.
+    """
+    client = open_client(uri)
+    with refused(uri):
+        run_id = new_run(client, experiment_id(client, uri, experiment), name, dict(tags))
+        now = milliseconds()
+        client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
+            params=[Param(key, redacted(_text(value))) for key, value in params.items()],
+        )
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        client.set_terminated(run_id)
+    return run_id
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,329 @@
+"""What is advised: by known machines and noise scales, on real probes, and on the command line."""
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from conftest import CommandLine
+from oracles import Pair, cut
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW
+
+from cadence import Trainer
+from cadence.advice import Advice, advice_markdown, advise, table_of_advice
+from cadence.curve import advice_png
+from cadence.objectives import Regression
+from cadence.probe import noise_scale, probe
+from cadence.throughput import Estimate, Forecast, Turn, forecast, simple
+
+MEMORY = {1: 10.0, 4: 13.0, 16: 25.0}
+
+
+def known(once: float, each: float) -> Forecast:
+    """A machine that is known: windows of k mini-batches take once + k * each seconds."""
+    model = simple(once, each, 32)
+    return Forecast(model, (model,) * 3)
+
+
+def exactly(noise: float) -> Estimate:
+    return Estimate(noise, noise, noise)
+
+
+def told(once: float, each: float, noise: float | Estimate, **more: Any) -> Advice:
+    estimate = noise if isinstance(noise, Estimate) else exactly(noise)
+    return advise(known(once, each), estimate, 32, MEMORY, **more)
+
+
+# What is said
+
+
+def test_dear_updates_are_shared_by_hand() -> None:
+    # k* = sqrt(512 / 32 * 4 / 1) = 8. 1 / goodput is 4 * 512 / k + (4 * 32 + 512) + 32 k: 2720 at
+    # 1, 1152 at 8; up to 1152 / 0.95 = 1212.6 are 2048 / k + 32 k <= 572.6: 5 to 12
+    advice = told(4.0, 1.0, 512)
+
+    assert advice.sentence == (
+        "accumulate: step_size 8 comes to the same loss in 0.42 (0.42 to 0.42) of the time of "
+        "step_size 1; 5 to 12 are within 5 % of the best"
+    )
+    assert (advice.step_size, advice.flat) == (8, (5, 12))
+    assert [row.step_size for row in advice.rows] == [1, 2, 4, 8, 16, 32, 64]
+    eight = advice.rows[3]
+    assert eight.throughput == pytest.approx((8 * 32 / 12,) * 3)
+    assert eight.items == 256
+    assert eight.time == pytest.approx((1152 / 2720,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("once", "noise", "said"),
+    [
+        (
+            0.01,
+            1e6,
+            "do not accumulate: updates cost 0.99 % of a window at step_size 1, so there is "
+            "nothing to win",
+        ),
+        (
+            0.5,
+            20,
+            "do not accumulate: the noise scale, 20 items (20 to 20), is below the 32 of one "
+            "mini-batch, so that a larger effective batch wastes samples (Marek et al. 2025, "
+            "arXiv 2507.07101)",
+        ),
+        (
+            0.5,
+            100,
+            "do not accumulate: what larger updates save, 33 % of a window at step_size 1, they "
+            "lose again in samples, with a noise scale of 100 items (100 to 100)",
+        ),
+    ],
+)
+def test_do_not_accumulate_has_its_reason(once: float, noise: float, said: str) -> None:
+    advice = told(once, 1.0, noise)
+
+    assert advice.sentence.startswith(said)
+    assert advice.step_size == 1
+
+
+def test_the_interval_is_that_of_the_noise_and_of_the_times() -> None:
+    models = tuple(simple(once, 1.0, 32) for once in (1.0, 4.0, 9.0))
+    sure = advise(Forecast(models[1], models), exactly(512), 32, MEMORY)
+    unsure = advise(Forecast(models[1], models), Estimate(512, 128, 2048), 32, MEMORY)
+
+    # sqrt(16 * 1) to sqrt(16 * 9), and with a quarter and four times the noise 2 to 24
+    assert sure.sentence.startswith("accumulate: step_size 8 (interval 4 to 12) comes to")
+    assert unsure.sentence.startswith("accumulate: step_size 8 (interval 2 to 24) comes to")
+
+
+def test_what_is_not_certain_is_said() -> None:
+    doubtful = told(1.0, 1.0, Estimate(512, 1, 1024))
+    assert doubtful.sentence.endswith("; that it is faster than step_size 1 is not certain")
+    assert told(0.5, 1.0, Estimate(20, 10, 3200)).sentence.endswith(
+        "; up to step_size 7 is not ruled out"
+    )
+
+
+@pytest.mark.parametrize("noise", [math.inf, math.nan])
+def test_without_a_bound_on_the_noise_the_smallest_near_the_ceiling_is_chosen(
+    noise: float,
+) -> None:
+    # throughput alone: k / (1 + k) >= 0.95 * 64 / 65 from 15 on
+    advice = told(1.0, 1.0, Estimate(noise, 300.0, math.inf))
+
+    assert (advice.step_size, advice.flat) == (15, (15, 64))
+    assert "noise scale" in advice.facts
+    assert advice.facts["noise scale"].startswith("more items than could be told (at least ")
+
+
+def test_no_window_is_larger_than_an_epoch() -> None:
+    advice = told(4.0, 1.0, 1e6, minibatches=11)
+
+    assert [row.step_size for row in advice.rows] == [1, 2, 4, 8, 11]
+    assert advice.facts["epoch"] == "11 mini-batches, so no window can be larger"
+
+
+def test_memory_lies_on_the_line_through_what_was_measured() -> None:
+    memory = {row.step_size: row.memory_mib for row in told(4.0, 1.0, 512).rows}
+
+    assert memory == {1: 10, 2: 11, 4: 13, 8: 17, 16: 25, 32: 41, 64: 73}
+
+
+WHOLE_PAGE = r"""# Which step_size?
+
+**accumulate: step_size 3 comes to the same loss in 0.79 (0.79 to 0.79) of the time of step_size 1; 2 to 3 are within 5 % of the best**
+
+![throughput and the time to the same loss by step_size](advice.png)
+
+| step_size (mini-batches per update) | items per update | predicted throughput (samples/s) | time to the same loss (1 = step_size 1) | peak memory (MiB) | goodput |
+| --- | --- | --- | --- | --- | --- |
+| 1 | 32 | 16 (16 to 16) | 1.00 (1.00 to 1.00) | 10 | - |
+| 2 | 64 | 21 (21 to 21) | 0.82 (0.82 to 0.82) | ~11 | as good |
+| 3 | 96 | 24 (24 to 24) | 0.79 (0.79 to 0.79) | ~12 | chosen |
+"""  # noqa: E501
+
+
+def test_the_page_begins_with_the_answer_and_the_table() -> None:
+    # goodput k / (1 + k) * 352 / (320 + 32 k): 1/2, 11/18 and 33/52, so 9/11 and 26/33 of the time
+    advice = told(1.0, 1.0, 320, minibatches=3)
+
+    assert advice_markdown(advice).startswith(WHOLE_PAGE)
+    table = table_of_advice(advice)
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_the_picture_has_its_size() -> None:
+    for advice in (told(4.0, 1.0, 512), told(4.0, 1.0, math.inf, minibatches=2)):
+        picture = advice_png(advice, {1: Turn(1.0, 4.0), 2: Turn(2.0, 4.0)}, "$odd$ <data>")
+
+        assert picture.startswith(b"\x89PNG")
+        assert struct.unpack(">II", picture[16:24]) == (1200, 600)
+
+
+# The probe
+
+
+class Machine:
+    """A machine whose time passes only in the loss and in the optimizer's step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float, once: float) -> None:
+        self.now = 0.0
+        self.each, self.once = each, once
+        for room in ("measure", "probe", "record", "clock"):
+            monkeypatch.setattr(f"cadence.{room}.perf_counter", lambda: self.now)
+
+    def trainer(self) -> Trainer:
+        machine = self
+
+        class Timed(Regression):
+            def total_loss(self, model: nn.Module, batch: Any) -> Tensor:
+                machine.now += machine.each
+                return super().total_loss(model, batch)
+
+        class Stepping(AdamW):
+            def step(self, closure: Any = None) -> Any:
+                machine.now += machine.once
+                return super().step(closure)
+
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1).double()
+        return Trainer(model, Stepping(model.parameters(), lr=0.01), Timed(), device="cpu")
+
+
+def noisy(samples: int) -> Pair:
+    """A linear law with noise around it, so that mini-batches disagree at the optimum too."""
+    torch.manual_seed(1)
+    inputs = torch.randn(samples, 3, dtype=torch.float64)
+    return Pair(inputs, inputs.sum(1, keepdim=True) + 4 * torch.randn(samples, 1).double())
+
+
+@pytest.mark.parametrize(("once", "begins"), [(0.4, "accumulate: "), (0.0005, "do not acc")])
+def test_where_updates_are_dear_it_says_accumulate_and_where_they_are_free_it_does_not(
+    monkeypatch: pytest.MonkeyPatch, once: float, begins: str
+) -> None:
+    machine = Machine(monkeypatch, each=0.1, once=once)
+    data = cut(noisy(160), [4] * 40)
+
+    found = probe(machine.trainer(), data, halfway=320)
+    advice = advise(
+        forecast(found.rounds, found.samples), found.noise, found.items, found.memory_mib, 40
+    )
+
+    assert advice.sentence.startswith(begins)
+    assert (found.samples, found.items, found.minibatches) == (4, 4, 40)
+    for turns in found.rounds:
+        for size in (1, 4, 16):
+            assert turns[size] == pytest.approx((0.1 * size, once))
+    assert advice.forecast.model.shape == "proportional"
+    assert advice.rows[0].throughput.value == pytest.approx(4 / (0.1 + once))
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cadence.probe.ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr("cadence.probe.TURN_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("_short")
+def test_a_probe_leaves_the_trainer_as_it_was() -> None:
+    data = cut(noisy(40), [2] * 20)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+    trainer = Trainer(model, AdamW(model.parameters(), lr=0.01), Regression(), 3, "cpu")
+    trainer.fit(data, epochs=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
+    clock = trainer.clock
+
+    probe(trainer, data, step_sizes=(1, 2), halfway=40)
+
+    assert (trainer.clock, trainer.step_size) == (clock, 3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    now = [state["exp_avg"] for state in trainer.optimizer.state.values()]
+    assert all(map(torch.equal, now, moments))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.usefixtures("_short")
+def test_a_loader_without_a_length_and_ragged_mini_batches_are_probed() -> None:
+    class Stream:
+        def __iter__(self) -> Iterator[Pair]:
+            return iter(cut(noisy(72), [3, 5] * 9))
+
+    model = nn.Linear(3, 1).double()
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.01), Regression(), device="cpu")
+
+    found = probe(trainer, Stream(), step_sizes=(1, 2, 4), halfway=72)
+
+    assert found.minibatches is None
+    assert all(turn.seconds > 0 for turns in found.rounds for turn in turns.values())
+
+
+def test_an_epoch_of_one_mini_batch_is_refused() -> None:
+    model = nn.Linear(3, 1).double()
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.01), Regression(), device="cpu")
+
+    with pytest.raises(ValueError, match="an epoch has 1 mini-batch, so there is nothing to acc"):
+        probe(trainer, cut(noisy(4), [4]))
+
+
+def test_the_noise_scale_is_that_of_the_data_as_it_lies() -> None:
+    """A model without inputs: each sample's gradient is 2 (w - y), so G and Sigma are known."""
+    torch.manual_seed(0)
+    targets = 0.5 + torch.randn(4096, 1, dtype=torch.float64)
+    data = cut(Pair(torch.ones(4096, 1).double(), targets), [32] * 128)
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.1), Regression(), device="cpu")
+
+    found = noise_scale(trainer, data)
+
+    truth = float(targets.var() / targets.mean() ** 2)  # tr(Sigma) / |G|^2, the factors 2 cancel
+    assert found.low <= truth <= found.high
+    assert found.value == pytest.approx(truth, rel=0.3)
+
+
+# The command
+
+
+def test_an_advice_is_printed_kept_and_logged(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    ended = command(f"track.uri={tracking_uri}", "optimizer.lr=0.003", module="src.advise")
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    said = ended.stdout.splitlines()
+    assert said[0] == "probe    digits mlp, 32 samples a mini-batch, on cpu"
+    (sentence,) = (line for line in said if line.startswith(("accumulate: ", "do not accumulate")))
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"advice.png", "advice.md"}
+    assert f"**{sentence}**" in (tmp_path / "run" / "advice.md").read_text()
+    run_id = said[-1].split()[1]
+    run = mlflow.MlflowClient(tracking_uri).get_run(run_id)
+    assert (run.info.run_name, run.info.status) == ("advice digits mlp", "FINISHED")
+    assert run.data.tags["cadence.advice"] == sentence
+    assert run.data.params["optimizer.lr"] == "0.003"
+    assert run.data.metrics["advice/step_size"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sweep=step_size",), "sweep=step_size: an advice is of one run, for all step_sizes at"),
+        (("--multirun",), "--multirun: an advice is of one run, for all step_sizes at once;"),
+        (("trainer.step_size=0",), "trainer.step_size=0"),
+        (("data.batch_size=4096", "track=none"), "an epoch has 1 mini-batch, so there is nothing"),
+    ],
+)
+def test_what_cannot_be_advised_on_is_refused_in_one_line(
+    command: CommandLine, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    ended = command(*arguments, module="src.advise")
+
+    assert ended.returncode == 1
+    assert f"error: {message}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "run" / "advice.md").exists()
