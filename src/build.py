@@ -1,8 +1,11 @@
 """From a checked config to everything that training needs."""
 
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cadence import config as configs
+from cadence.shares import checked_step_sizes, even
 from cadence.window import DEFAULT_STEP_SIZE
 
 if TYPE_CHECKING:
@@ -10,8 +13,11 @@ if TYPE_CHECKING:
 
     from cadence import Trainer
     from cadence.data import Data
+    from cadence.distributed import Processes
     from cadence.objectives import Objective
     from cadence.schema import Config
+
+log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -25,8 +31,18 @@ class Run(NamedTuple):
     """Samples the run is to train on; None = only time ends it."""
 
 
-def build(settings: "Config") -> Run:
-    """Build what the config asks for, in the order in which one needs the other."""
+def build(
+    settings: "Config",
+    processes: "Processes | None" = None,
+    step_sizes: Sequence[int] | None = None,
+) -> Run:
+    """Build what the config asks for, in the order in which one needs the other.
+
+    Args:
+        settings: The config.
+        processes: Those that train together; None = this one alone.
+        step_sizes: Mini-batches per update of each; None = the config's step_size alone.
+    """
     import torch
 
     from cadence import Trainer
@@ -55,11 +71,12 @@ def build(settings: "Config") -> Run:
     total_samples = _total_samples(settings, data)
     batch_size, workers = settings.data["batch_size"], settings.data.get("workers", 0)
     _check_coupling(settings, model, objective, batch_size)
+    shares = step_sizes or [settings.trainer.step_size]
     trainer = Trainer(
         model,
-        _optimizer(settings, data, model),
+        _optimizer(settings, data, model, sum(shares)),
         objective,
-        settings.trainer.step_size,
+        shares,
         device,
         microbatch_size=settings.trainer.microbatch_size,
         threads=settings.device.threads,
@@ -70,6 +87,7 @@ def build(settings: "Config") -> Run:
         ),
         clip_norm=settings.trainer.clip_norm,
         max_skipped=settings.trainer.max_skipped,
+        processes=processes,
     )
     pin = device.type == "cuda"
     val_loader = None
@@ -105,14 +123,14 @@ def _seed(seed: int) -> None:
 
 
 def _optimizer(
-    settings: "Config", data: "Data", model: "torch.nn.Module"
+    settings: "Config", data: "Data", model: "torch.nn.Module", window: int
 ) -> "torch.optim.Optimizer":
     from cadence.scaling import scaled
 
     arguments = scaled(
         settings.optimizer,
         settings.scaling.name,
-        effective_batch(settings, data),
+        effective_batch(settings, data, window),
         settings.scaling.reference or effective_batch(settings, data, DEFAULT_STEP_SIZE),
     )
     optimizer: torch.optim.Optimizer = configs.build(
@@ -121,10 +139,47 @@ def _optimizer(
     return optimizer
 
 
-def effective_batch(settings: "Config", data: "Data", step_size: int | None = None) -> int:
-    """Return the items of a full update; ``step_size`` None = the config's own."""
-    minibatches = step_size or settings.trainer.step_size
-    return int(minibatches * settings.data["batch_size"] * data.items_per_sample)
+def effective_batch(settings: "Config", data: "Data", window: int) -> int:
+    """Return the items of a full update of so many mini-batches, all processes together."""
+    return int(window * settings.data["batch_size"] * data.items_per_sample)
+
+
+def planned_step_sizes(
+    settings: "Config", processes: int, began_with: Mapping[str, Any] | None
+) -> tuple[int, ...]:
+    """Return the mini-batches per update of each process.
+
+    A run that goes on with another number of processes keeps its window, unless it is asked for
+    another one.
+
+    Args:
+        settings: The config.
+        processes: How many there are.
+        began_with: The flattened config that the run was saved with; None = it begins.
+
+    Raises:
+        ValueError: The shares are impossible; the message says what to try.
+    """
+    asked = settings.distributed.step_sizes
+    listed = asked if isinstance(asked, list) else None
+    if began_with is not None:
+        before = began_with.get("distributed.processes", 1)
+        sizes, step_size = (
+            began_with.get("distributed.step_sizes"),
+            began_with["trainer.step_size"],
+        )
+        is_asked_anew = (asked, settings.trainer.step_size) != (sizes, step_size)
+        if processes != before and not is_asked_anew:
+            window = sum(sizes) if isinstance(sizes, list) else step_size * before
+            shares = even(window, processes)
+            log.warning(
+                "resume: the %d mini-batches of an update go to %d processes now: %s",
+                window,
+                processes,
+                list(shares),
+            )
+            return shares
+    return checked_step_sizes(listed or settings.trainer.step_size, processes)
 
 
 def _total_samples(settings: "Config", data: "Data") -> int | None:

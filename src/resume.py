@@ -27,6 +27,7 @@ FREE = (
     "track.",
     "sweep",
     "debug",
+    "distributed.",
     "trainer.step_size",
     "trainer.microbatch_size",
     "trainer.max_",

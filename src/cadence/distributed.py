@@ -285,7 +285,7 @@ class Joined:
         return total_loss
 
     def _exchange(self, counts: tuple[int, int, int], stop: bool) -> tuple[Whole, Sequence[float]]:
-        """Sum up what all tell; also return what a mini-batch took each of them last, in seconds."""
+        """Sum up what all tell; also return what a mini-batch took each of them last, seconds."""
         came = None if self._interruption is None else self._interruption.came
         seconds = [0.0] * self.count
         seconds[self.rank] = self._seconds_of_minibatch
