@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from cadence.objectives import Objective
     from cadence.schema import Config
 
+WINDOW = "distributed.window"
+"""Mini-batches per update, all processes together, as a checkpoint keeps it beside the config."""
+
 log = logging.getLogger(__name__)
 
 
@@ -161,25 +164,23 @@ def planned_step_sizes(
         ValueError: The shares are impossible; the message says what to try.
     """
     asked = settings.distributed.step_sizes
-    listed = asked if isinstance(asked, list) else None
-    if began_with is not None:
-        before = began_with.get("distributed.processes", 1)
-        sizes, step_size = (
-            began_with.get("distributed.step_sizes"),
-            began_with["trainer.step_size"],
+    each = asked if isinstance(asked, list) else settings.trainer.step_size
+    if began_with is None:
+        return checked_step_sizes(each, processes)
+    before = began_with.get("distributed.step_sizes"), began_with["trainer.step_size"]
+    if (asked, settings.trainer.step_size) != before:
+        return checked_step_sizes(each, processes)
+    window = began_with.get(WINDOW, settings.trainer.step_size)
+    if isinstance(asked, list) and (len(asked), sum(asked)) == (processes, window):
+        return tuple(asked)
+    shares = even(window, processes)
+    if processes != began_with.get("distributed.processes", 1):
+        log.warning(
+            "resume: the %d mini-batches of an update are shared out as %s now",
+            window,
+            list(shares),
         )
-        is_asked_anew = (asked, settings.trainer.step_size) != (sizes, step_size)
-        if processes != before and not is_asked_anew:
-            window = sum(sizes) if isinstance(sizes, list) else step_size * before
-            shares = even(window, processes)
-            log.warning(
-                "resume: the %d mini-batches of an update go to %d processes now: %s",
-                window,
-                processes,
-                list(shares),
-            )
-            return shares
-    return checked_step_sizes(listed or settings.trainer.step_size, processes)
+    return shares
 
 
 def _total_samples(settings: "Config", data: "Data") -> int | None:

@@ -36,8 +36,16 @@ if TYPE_CHECKING:
     from cadence.distributed import Processes
     from cadence.schema import Config
 
-WITHOUT_A_TRACE = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
-"""Overrides with which Hydra makes no run folder: it is process 0's."""
+WITHOUT_A_TRACE = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra.job_logging.root.handlers=[console]",
+    "~hydra.job_logging.handlers.file",
+)
+"""Overrides with which Hydra makes no run folder."""
+
+SILENT = "hydra.job_logging.handlers.console.level=CRITICAL"
+"""The override with which nothing is logged on the terminal."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -72,7 +80,7 @@ def without_a_trace(arguments: Sequence[str]) -> list[str]:
     """Return a command line; that of a process other than 0 makes no folder and no log."""
     if not is_launched() or os.environ["RANK"] == "0":
         return list(arguments)
-    return [*arguments, *WITHOUT_A_TRACE]
+    return [*arguments, *WITHOUT_A_TRACE, SILENT]
 
 
 def processes_wanted(settings: "Config") -> int:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
 from cadence.redaction import redact_files, redact_logs, redacted
-from src.build import Run, build, effective_batch, planned_step_sizes
+from src.build import WINDOW, Run, build, effective_batch, planned_step_sizes
 from src.errors import errors_in_one_line, interruptible, logged_with_traceback
 from src.launch import (
     check_device,
@@ -108,6 +108,7 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
         state = _state_to_go_on_from(settings, kept)
         began_with = None if state is None else state.config
         step_sizes = planned_step_sizes(settings, count, began_with)
+        kept[WINDOW] = sum(step_sizes)
         run = build(settings, processes, step_sizes)
         if state is not None:
             run.trainer.restore(state)
