@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from cadence import config as configs
 from src.build import build
-from src.certify import WITHOUT_A_TRACE
 from src.errors import errors_in_one_line, interruptible
+from src.launch import WITHOUT_A_TRACE
 from src.train import OF_NOW, ROOT, TRUSTED_TARGETS
 
 if TYPE_CHECKING:

@@ -1,8 +1,11 @@
 """From a checked config to everything that training needs."""
 
+import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cadence import config as configs
+from cadence.shares import Plan, SharedStepSizes, even
 from cadence.window import DEFAULT_STEP_SIZE, StepSizeSchedule
 
 if TYPE_CHECKING:
@@ -10,8 +13,14 @@ if TYPE_CHECKING:
 
     from cadence import Trainer
     from cadence.data import Data
+    from cadence.distributed import Processes
     from cadence.objectives import Objective
     from cadence.schema import Config
+
+WINDOW = "distributed.window"
+"""Mini-batches per update, all processes together, as a checkpoint keeps it beside the config."""
+
+log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -25,8 +34,18 @@ class Run(NamedTuple):
     """Samples the run is to train on; None = only time ends it."""
 
 
-def build(settings: "Config") -> Run:
-    """Build what the config asks for, in the order in which one needs the other."""
+def build(
+    settings: "Config",
+    processes: "Processes | None" = None,
+    step_sizes: SharedStepSizes | None = None,
+) -> Run:
+    """Build what the config asks for, in the order in which one needs the other.
+
+    Args:
+        settings: The config.
+        processes: Those that train together; None = this one alone.
+        step_sizes: Mini-batches per update of each; None = the config's step_size alone.
+    """
     import torch
 
     from cadence import Trainer
@@ -56,11 +75,13 @@ def build(settings: "Config") -> Run:
     total_samples = _total_samples(settings, data)
     batch_size, workers = settings.data["batch_size"], settings.data.get("workers", 0)
     _check_coupling(settings, model, objective, batch_size)
+    step_sizes = step_sizes or settings.trainer.step_size
+    first = Plan(step_sizes, 1 if processes is None else processes.count).at(0)
     trainer = Trainer(
         model,
-        _optimizer(settings, data, model),
+        _optimizer(settings, data, model, sum(first)),
         objective,
-        settings.trainer.step_size,
+        step_sizes,
         device,
         microbatch_size=settings.trainer.microbatch_size,
         threads=settings.device.threads,
@@ -73,6 +94,7 @@ def build(settings: "Config") -> Run:
         max_skipped=settings.trainer.max_skipped,
         scaling=settings.scaling.name,
         noise_scale=settings.trainer.noise_scale,
+        processes=processes,
     )
     pin = device.type == "cuda"
     val_loader = None
@@ -144,14 +166,14 @@ def _seed(seed: int) -> None:
 
 
 def _optimizer(
-    settings: "Config", data: "Data", model: "torch.nn.Module"
+    settings: "Config", data: "Data", model: "torch.nn.Module", window: int
 ) -> "torch.optim.Optimizer":
     from cadence.scaling import scaled
 
     arguments = scaled(
         settings.optimizer,
         settings.scaling.name,
-        effective_batch(settings, data),
+        effective_batch(settings, data, window),
         settings.scaling.reference or effective_batch(settings, data, DEFAULT_STEP_SIZE),
     )
     optimizer: torch.optim.Optimizer = configs.build(
@@ -160,10 +182,60 @@ def _optimizer(
     return optimizer
 
 
-def effective_batch(settings: "Config", data: "Data", step_size: int | None = None) -> int:
-    """Return the items of a full update; ``step_size`` None = the config's own, at the start."""
-    minibatches = step_size or StepSizeSchedule(settings.trainer.step_size).first
-    return int(minibatches * settings.data["batch_size"] * data.items_per_sample)
+def effective_batch(settings: "Config", data: "Data", window: int) -> int:
+    """Return the items of a full update of so many mini-batches, all processes together."""
+    return int(window * settings.data["batch_size"] * data.items_per_sample)
+
+
+def planned_step_sizes(
+    settings: "Config", processes: int, began_with: Mapping[str, Any] | None
+) -> SharedStepSizes:
+    """Return the mini-batches per update of each process.
+
+    A run that goes on with another number of processes keeps its window, unless it is asked for
+    another one.
+
+    Args:
+        settings: The config.
+        processes: How many there are.
+        began_with: The flattened config that the run was saved with; None = it begins.
+
+    Raises:
+        ValueError: The shares are impossible; the message says what to try.
+    """
+    asked = settings.distributed.step_sizes
+    each: SharedStepSizes = asked if isinstance(asked, list) else settings.trainer.step_size
+    Plan(each, processes)
+    is_scheduled = isinstance(settings.trainer.step_size, Mapping)
+    if is_scheduled and asked is not None:
+        raise ValueError(
+            f"distributed.step_sizes={asked}: a schedule of trainer.step_size is the same for each "
+            "process; leave distributed.step_sizes null, or give trainer.step_size one number"
+        )
+    if began_with is None:
+        return each
+    step_size = settings.trainer.step_size
+    now = asked, str(step_size) if is_scheduled else step_size  # as `configs.flattened` has it
+    before = began_with.get("distributed.step_sizes"), began_with["trainer.step_size"]
+    was = began_with.get("distributed.processes", 1)
+    if now != before or (is_scheduled and was == processes):
+        return each
+    if is_scheduled:
+        raise ValueError(
+            f"distributed.processes={processes}: the run has a schedule of trainer.step_size for "
+            f"each of {was} processes; go on with {was}, or give another trainer.step_size"
+        )
+    window = began_with.get(WINDOW, settings.trainer.step_size)
+    if isinstance(asked, list) and (len(asked), sum(asked)) == (processes, window):
+        return asked
+    shares = even(window, processes)
+    if processes != was:
+        log.warning(
+            "resume: the %d mini-batches of an update are shared out as %s now",
+            window,
+            list(shares),
+        )
+    return shares
 
 
 def _total_samples(settings: "Config", data: "Data") -> int | None:

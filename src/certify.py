@@ -15,15 +15,8 @@ from omegaconf import DictConfig
 from cadence import config as configs
 from src.build import build
 from src.errors import errors_in_one_line, interruptible
+from src.launch import WITHOUT_A_TRACE
 from src.train import ROOT, TRUSTED_TARGETS
-
-WITHOUT_A_TRACE = (
-    "hydra.run.dir=.",
-    "hydra.output_subdir=null",
-    "hydra.job_logging.root.handlers=[console]",
-    "~hydra.job_logging.handlers.file",
-)
-"""Overrides with which Hydra makes no run folder."""
 
 
 @hydra.main(

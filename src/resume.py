@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from cadence.changes import changes
 from cadence.config import ConfigError
+from src.build import WINDOW
 
 if TYPE_CHECKING:
     from cadence.checkpoint import State
@@ -27,6 +28,7 @@ FREE = (
     "track.",
     "sweep",
     "debug",
+    "distributed.",
     "trainer.step_size",
     "trainer.microbatch_size",
     "trainer.max_",
@@ -111,7 +113,9 @@ def check_changes(state: "State", now: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: It would be another training.
     """
-    changed = list(changes(state.config, now))
+    was = {key: value for key, value in state.config.items() if key != WINDOW}
+    of_then = {key: now[key] for key in now if key in was or not key.startswith("distributed.")}
+    changed = list(changes(was, of_then))
     refused = [change for change in changed if not change.startswith(FREE)]
     if refused:
         raise ConfigError(

@@ -22,13 +22,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
 from cadence.redaction import redact_files, redact_logs, redacted
+from cadence.shares import Plan
 from cadence.window import StepSizeSchedule
-from src.build import Run, build, effective_batch
+from src.build import WINDOW, Run, build, effective_batch, planned_step_sizes
 from src.errors import errors_in_one_line, interruptible, logged_with_traceback
+from src.launch import (
+    check_device,
+    is_launched,
+    joined_processes,
+    launched,
+    processes_wanted,
+    without_a_trace,
+)
 from src.resume import check_changes, with_resume
 
 if TYPE_CHECKING:
     from cadence.checkpoint import State
+    from cadence.distributed import Processes
     from cadence.record import Fitted, Observer
     from cadence.schema import Config
     from cadence.track import Tracker
@@ -77,13 +87,60 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
         raise configs.ConfigError(
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
+    count = processes_wanted(settings)
+    check_device(settings, count)
+    if is_launched() and in_sweep:
+        raise configs.ConfigError(
+            "--multirun: torchrun starts the processes of one run; without it each trial of a "
+            "sweep starts its own by distributed=ddp distributed.processes="
+        )
+    if count == 1 or is_launched():
+        return trained(cfg)
+    if settings.resume is None:
+        planned_step_sizes(settings, count, None)
+    return launched(cfg, settings, count)
+
+
+def trained(cfg: DictConfig) -> tuple[float, float]:
+    """Train in this process, alone or beside others, and return what `train` does."""
+    settings = configs.checked(cfg)
+    count = processes_wanted(settings)
+    with joined_processes(settings, count) as processes:
+        kept = _kept_config(cfg, count)
+        state = _state_to_go_on_from(settings, kept)
+        began_with = None if state is None else state.config
+        step_sizes = planned_step_sizes(settings, count, began_with)
+        kept[WINDOW] = sum(Plan(step_sizes, count).at(0))
+        run = build(settings, processes, step_sizes)
+        if state is not None:
+            run.trainer.restore(state)
+        if processes.rank > 0:
+            return _train_beside(settings, run, processes)
+        return _train_and_tell(cfg, settings, run, state, processes, kept)
+
+
+def _train_beside(settings: "Config", run: Run, processes: "Processes") -> tuple[float, float]:
+    """Train beside process 0, which evaluates, writes and tells."""
+    from cadence.interruption import Interruption
+
+    with Interruption(shared=True) as interruption:
+        processes.watch(interruption)
+        fitted = _fit(settings, run, at_boundary=interruption.check)
+    return fitted.val_loss, fitted.samples_per_second
+
+
+def _train_and_tell(
+    cfg: DictConfig,
+    settings: "Config",
+    run: Run,
+    state: "State | None",
+    processes: "Processes",
+    kept: dict[str, Any],
+) -> tuple[float, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    state = _state_to_go_on_from(settings, cfg)
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if state is not None:
         _take_along(Path(settings.resume or ""), folder)
-    run = build(settings)
-    if state is not None:
-        run.trainer.restore(state)
 
     from cadence.console import Display
 
@@ -95,20 +152,21 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
         display,
     ):
         observers: list[Observer] = [display, tracker] if tracker else [display]
-        fitted = _fit(cfg, settings, run, folder, observers, tracker)
+        fitted = _fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
     if tracker and tracker.run_id and settings.track.log_model:
         _log_model(settings, run, folder, tracker.run_id)
     display.table(fitted, _where_to_look(settings, folder, tracker))
     return fitted.val_loss, fitted.samples_per_second
 
 
-def _fit(
-    cfg: DictConfig,
+def _fit_and_keep(
     settings: "Config",
     run: Run,
     folder: Path,
     observers: "list[Observer]",
     tracker: "Tracker | None",
+    processes: "Processes",
+    kept: dict[str, Any],
 ) -> "Fitted":
     """Train to the limits, and keep the state in the run's folder as that goes."""
     from cadence.checkpoint import FOLDER, Checkpoints
@@ -116,37 +174,51 @@ def _fit(
     from cadence.keeper import Keeper
     from cadence.update import DivergedError
 
-    limits = settings.trainer
-    left = _limits_left(settings, run)
-    if min((limit for limit in left.values() if limit is not None), default=1) <= 0:
+    if _is_at_its_end(settings, run):
         log.warning("the run had come to its end; a higher limit, such as trainer.max_epochs, "
                     "trains on")  # fmt: skip
         return run.trainer.fitted
-    with Checkpoints(folder / FOLDER) as checkpoints, Interruption() as interruption:
+    shared = processes.count > 1
+    with (
+        Checkpoints(folder / FOLDER) as checkpoints,
+        Interruption(shared=shared) as interruption,
+    ):
+        processes.watch(interruption)
         keeper = Keeper(
             run.trainer,
             checkpoints,
-            limits.checkpoint_every,
-            config=_kept_config(cfg),
+            settings.trainer.checkpoint_every,
+            config=kept,
             mlflow_run_id=tracker.run_id if tracker else None,
             interruption=interruption,
             before_save=tracker.flush if tracker else None,
         )
         try:
-            fitted = run.trainer.fit(
-                run.train_loader,
-                run.val_loader,
-                **left,
-                evaluate_every=limits.evaluate_every,
-                patience=limits.patience,
-                observers=observers,
-                at_boundary=keeper.at_boundary,
-            )
+            fitted = _fit(settings, run, observers=observers, at_boundary=keeper.at_boundary)
         except DivergedError:
             keeper.finish()  # the refused windows left its last good weights as they were
             raise
         keeper.finish()
     return fitted
+
+
+def _fit(settings: "Config", run: Run, **seen_by: Any) -> "Fitted":
+    """Train to the limits."""
+    if _is_at_its_end(settings, run):
+        return run.trainer.fitted
+    return run.trainer.fit(
+        run.train_loader,
+        run.val_loader,
+        **_limits_left(settings, run),
+        evaluate_every=settings.trainer.evaluate_every,
+        patience=settings.trainer.patience,
+        **seen_by,
+    )
+
+
+def _is_at_its_end(settings: "Config", run: Run) -> bool:
+    left = _limits_left(settings, run).values()
+    return min((limit for limit in left if limit is not None), default=1) <= 0
 
 
 def _log_model(settings: "Config", run: Run, folder: Path, run_id: str) -> None:
@@ -176,7 +248,7 @@ def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
     }
 
 
-def _state_to_go_on_from(settings: "Config", cfg: DictConfig) -> "State | None":
+def _state_to_go_on_from(settings: "Config", kept: dict[str, Any]) -> "State | None":
     """Return the state that ``resume=`` names; None = the run begins."""
     if settings.resume is None:
         return None
@@ -186,7 +258,7 @@ def _state_to_go_on_from(settings: "Config", cfg: DictConfig) -> "State | None":
         log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
         return None
     state = latest(Path(settings.resume) / FOLDER)
-    check_changes(state, _kept_config(cfg))
+    check_changes(state, kept)
     return state
 
 
@@ -203,10 +275,11 @@ def _take_along(there: Path, here: Path) -> None:
             shutil.copyfile(there / name, here / name)
 
 
-def _kept_config(cfg: DictConfig) -> dict[str, Any]:
+def _kept_config(cfg: DictConfig, processes: int) -> dict[str, Any]:
     """Return the flattened config as checkpoints keep it, without secrets."""
     flat = configs.flattened(cfg).items()
-    return {key: redacted(value) if isinstance(value, str) else value for key, value in flat}
+    kept = {key: redacted(value) if isinstance(value, str) else value for key, value in flat}
+    return kept | {"distributed.processes": processes}
 
 
 def _tracked(
@@ -294,7 +367,8 @@ def _summarised(
         summary = write_summary(
             folder,
             fitted,
-            effective_batch=effective_batch(settings, run.data, fitted.step_size),
+            effective_batch=effective_batch(settings, run.data, sum(run.trainer.step_sizes)),
+            step_sizes=run.trainer.step_sizes,
             seed=settings.seed,
             mlflow_run_id=tracker.run_id if tracker else None,
             status=status_after(error),
@@ -308,7 +382,10 @@ def _facts(settings: "Config", run: Run) -> dict[str, str]:
     data, trainer = run.data, run.trainer
     later = StepSizeSchedule(settings.trainer.step_size).later
     minibatches = len(run.train_loader)
-    updates = -(-minibatches // trainer.step_size)
+    processes, window = len(trainer.step_sizes), sum(trainer.step_sizes)
+    step_size = trainer.step_size if processes == 1 else list(trainer.step_sizes)
+    beside = "" if processes == 1 else f", on {processes} processes"
+    updates = -(-minibatches // window)
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     held_out = 0 if data.validation is None else len(data.validation)
     items = "samples" if data.items_per_sample == 1 else "items"
@@ -323,9 +400,9 @@ def _facts(settings: "Config", run: Run) -> dict[str, str]:
         f"{trainer.device}",
         "data": f"{choices['data']}, {len(data.train):,} training and {held_out:,} validation "
         "samples",
-        "window": f"step_size={trainer.step_size} mini-batches per update of "
-        f"{settings.data['batch_size']} samples: effective batch "
-        f"{effective_batch(settings, data, trainer.step_size):,} {items}"
+        "window": f"step_size={step_size} mini-batches per update of "
+        f"{settings.data['batch_size']} samples{beside}: effective batch "
+        f"{effective_batch(settings, data, window):,} {items}"
         + "".join(f"; {step_size} from {samples:,} samples on" for samples, step_size in later),
         "epoch": f"{minibatches:,} mini-batches, {updates:,} updates",
         "run": ends + (f", {run.total_samples:,} samples in all" if run.total_samples else ""),
@@ -349,7 +426,7 @@ def main() -> None:
     """Run the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
     with errors_in_one_line(), interruptible():
-        sys.argv[1:] = with_resume(sys.argv[1:], ROOT / "mlruns" / "runs")
+        sys.argv[1:] = without_a_trace(with_resume(sys.argv[1:], ROOT / "mlruns" / "runs"))
         train()
 
 

@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from cadence.schema import OPTIONS, SCHEMAS, Config
+from cadence.schema import OPTIONS, SCHEMAS, Config, DistributedConfig
 from cadence.window import StepSizeSchedule
 
 
@@ -70,6 +70,7 @@ def checked(cfg: DictConfig) -> Config:
         if not isinstance(plain, dict) or "_target_" not in plain:
             raise ConfigError(f"{group}: no _target_ in it; conf/{group}/NAME.yaml must name one")
     _check_user_data(config.data)
+    _check_distributed(config.distributed)
     return config
 
 
@@ -310,6 +311,21 @@ def _check_user_data(data: Mapping[str, Any]) -> None:
         raise ConfigError(
             "data.objective: no _target_ in it; name one, such as "
             "data.objective._target_=cadence.objectives.Classification"
+        )
+
+
+def _check_distributed(chosen: DistributedConfig) -> None:
+    """Check the processes of a run and their shares, which are a list, auto or null."""
+    sizes = chosen.step_sizes
+    listed = isinstance(sizes, list) and sizes and all(type(size) is int for size in sizes)
+    if sizes not in (None, "auto") and not (listed and min(sizes) >= 1):
+        meaning = _meaning("distributed.step_sizes")
+        raise ConfigError(f"distributed.step_sizes={sizes}: must be {meaning}")
+    if chosen.name == "none" and (chosen.processes != 1 or sizes is not None):
+        key, value = ("processes", chosen.processes) if sizes is None else ("step_sizes", sizes)
+        raise ConfigError(
+            f"distributed.{key}={value}: one process trains alone; add distributed=ddp to train "
+            "on several"
         )
 
 

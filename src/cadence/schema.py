@@ -232,6 +232,21 @@ class TrackConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class DistributedConfig:
+    """How one run is spread over several processes."""
+
+    name: str = setting("way to train on several processes", choices=("none", "ddp"))
+    processes: int | None = setting(
+        "processes", at_least=1, null="one per CUDA device, or as many as torchrun started"
+    )
+    step_sizes: Any = setting(
+        "mini-batches per update of each process, at least 1, as [4,2]; auto = by their speeds",
+        null="trainer.step_size for each",
+    )
+    timeout: float = setting("seconds that a process waits for the others", above=0)
+
+
+@dataclass(kw_only=True, slots=True)
 class SweepConfig:
     """How a sweep uses its trials; the search itself is in hydra.sweeper."""
 
@@ -252,6 +267,7 @@ class Config:
     schedule: ScheduleConfig = MISSING
     scaling: ScalingConfig = MISSING
     track: TrackConfig = MISSING
+    distributed: DistributedConfig = MISSING
     sweep: SweepConfig | None = None
 
 
@@ -272,6 +288,7 @@ SCHEMAS: dict[str, type] = {
     "schedule": ScheduleConfig,
     "scaling": ScalingConfig,
     "track": TrackConfig,
+    "distributed": DistributedConfig,
     "sweep": SweepConfig,
 }
 """The schemas by the name that conf/ gives them: `/schema/NAME@_here_`."""

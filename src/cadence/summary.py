@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def write_summary(
     fitted: Fitted,
     *,
     effective_batch: int,
+    step_sizes: Sequence[int],
     seed: int,
     mlflow_run_id: str | None,
     status: str,
@@ -30,6 +32,7 @@ def write_summary(
         folder: The run's folder.
         fitted: What the run came to.
         effective_batch: Items per full update, over all processes.
+        step_sizes: Mini-batches per update of each process, as last set.
         seed: The run's seed.
         mlflow_run_id: Its run in MLflow; None = it was not tracked.
         status: FINISHED, FAILED or KILLED.
@@ -42,13 +45,38 @@ def write_summary(
     summary: dict[str, Any] = values | {f"val_{name}": value for name, value in metrics.items()}
     summary |= {f"time_{name}": value for name, value in time.items()}
     summary |= {"effective_batch": effective_batch, "seed": seed}
+    summary |= {"processes": len(step_sizes), "step_sizes": list(step_sizes)}
     summary |= {"mlflow_run_id": mlflow_run_id, "status": status}
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in summary.items()
     }
+    return _write(folder, finite)
+
+
+def mark_ended(folder: Path, *, seed: int, mlflow_run_id: str | None, status: str) -> Path:
+    """Say in a run's summary.json how it ended, where the process that knew more is gone.
+
+    What an earlier session wrote stays; without one, all that is not known is null.
+
+    Args:
+        folder: The run's folder.
+        seed: As in `write_summary`, and so are the others.
+        mlflow_run_id: Its run in MLflow.
+        status: FAILED or KILLED.
+
+    Returns:
+        The file.
+    """
     file = folder / FILE
-    write_whole(file, json.dumps(finite, indent=2) + "\n")
+    unknown = {field.name: None for field in fields(Fitted) if field.name != "val_metrics"}
+    known = read_summary(file) if file.exists() else unknown
+    return _write(folder, known | {"seed": seed, "mlflow_run_id": mlflow_run_id, "status": status})
+
+
+def _write(folder: Path, summary: Mapping[str, Any]) -> Path:
+    file = folder / FILE
+    write_whole(file, json.dumps(summary, indent=2) + "\n")
     return file
 
 

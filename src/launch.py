@@ -1,0 +1,336 @@
+"""The processes of a run: started by torch's elastic launcher, or by torchrun and found here.
+
+    python -m src.train distributed=ddp distributed.processes=2
+    torchrun --nnodes 2 --nproc-per-node 2 --rdzv-endpoint HOST:29500 -m src.train distributed=ddp
+
+The first process, which composed the config, starts the others and gives it to each; it does not
+train itself. It hands signals on, shows the one error that ended the others, and marks a run whose
+process 0 could not do so any more.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log, setup_globals
+from hydra.utils import execution_whitelist
+from omegaconf import DictConfig
+
+from cadence import config as configs
+from cadence.redaction import redacted
+
+if TYPE_CHECKING:
+    from cadence.distributed import Processes
+    from cadence.schema import Config
+
+WITHOUT_A_TRACE = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra.job_logging.root.handlers=[console]",
+    "~hydra.job_logging.handlers.file",
+)
+"""Overrides with which Hydra makes no run folder."""
+
+SILENT = "hydra.job_logging.handlers.console.level=CRITICAL"
+"""The override with which nothing is logged on the terminal."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+log = logging.getLogger(__name__)
+
+
+class ProcessFailedError(RuntimeError):
+    """One of a run's processes failed; the message is its own."""
+
+
+class Failure(NamedTuple):
+    """Why a process ended a run."""
+
+    rank: int
+    when: float
+    """Seconds since 1970."""
+    is_own: bool
+    """Whether the process itself failed; else it noticed that another one was lost."""
+    kind: str
+    """The error's type, by its name."""
+    text: str
+    """The error in one line."""
+    trace: str
+
+
+def is_launched() -> bool:
+    """Return whether this is one of several processes already, by torchrun or by `launched`."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def without_a_trace(arguments: Sequence[str]) -> list[str]:
+    """Return a command line; that of a process other than 0 makes no folder and no log."""
+    if not is_launched() or os.environ["RANK"] == "0":
+        return list(arguments)
+    return [*arguments, *WITHOUT_A_TRACE, SILENT]
+
+
+def processes_wanted(settings: "Config") -> int:
+    """Return how many processes the run has.
+
+    Raises:
+        ConfigError: So many are not possible here.
+    """
+    chosen, started = settings.distributed, int(os.environ.get("WORLD_SIZE", "1"))
+    if chosen.name == "none":
+        if is_launched() and started > 1:
+            raise configs.ConfigError(
+                f"distributed=none: torchrun started {started} processes, and each would train "
+                "alone; add distributed=ddp"
+            )
+        return 1
+    if is_launched():
+        if chosen.processes not in (None, started):
+            raise configs.ConfigError(
+                f"distributed.processes={chosen.processes}: torchrun started {started}; leave it "
+                "out, or start as many"
+            )
+        return started
+    count = chosen.processes or _cuda_devices()
+    if count == 0:
+        raise configs.ConfigError(
+            "distributed.processes=null: there is no CUDA device here to have one process each; "
+            "give a number, such as distributed.processes=2"
+        )
+    return count
+
+
+def check_device(settings: "Config", processes: int) -> None:
+    """Refuse a device that several processes cannot share out.
+
+    Raises:
+        ConfigError: It is one certain device, or there are too few.
+    """
+    name = settings.device.name
+    if processes == 1 or name == "cpu":
+        return
+    if name not in ("auto", "cuda"):
+        raise configs.ConfigError(
+            f"device.name={name}: each process needs a device of its own; try device=cuda, or "
+            "device=cpu"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    devices = _cuda_devices()
+    if devices and here > devices:
+        raise configs.ConfigError(
+            f"distributed.processes={processes}: there are {devices} CUDA devices for {here} "
+            f"processes here; use at most {devices}, or device=cpu"
+        )
+
+
+def _cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def joined_processes(settings: "Config", count: int) -> Iterator["Processes"]:
+    """Join the run's other processes, each on its own device and with its share of the cores."""
+    from cadence.distributed import Alone, joined
+
+    if count == 1:
+        yield Alone()
+        return
+    import torch
+
+    kind = "cuda" if settings.device.name != "cpu" and torch.cuda.is_available() else "cpu"
+    settings.device.name = f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else kind
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", count))))
+    balances = settings.distributed.step_sizes == "auto"
+    with joined(kind, settings.seed, settings.distributed.timeout, balances=balances) as processes:
+        yield processes
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# The process that starts the others.
+
+
+def launched(cfg: DictConfig, settings: "Config", count: int) -> tuple[float, float]:
+    """Train on processes of their own, and return what process 0 does.
+
+    Args:
+        cfg: The composed config, which each of them is given.
+        settings: The same as plain values.
+        count: How many they are.
+
+    Raises:
+        ProcessFailedError: One of them failed.
+        KeyboardInterrupt: They were interrupted.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch").setLevel(logging.CRITICAL)  # its banners; our own line says why
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with tempfile.TemporaryDirectory(prefix="cadence-") as failures, _handing_on() as signals:
+        launch = elastic_launch(
+            LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=count,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",  # any free port
+                local_addr="127.0.0.1",
+                logs_specs=DefaultLogsSpecs(log_dir=failures),
+                max_restarts=0,
+                start_method="spawn",
+                signals_to_handle="SIGQUIT",  # the others are handed on here
+            ),
+            _work,
+        )
+        try:
+            returned = launch(cfg, HydraConfig.instance().cfg, Path(failures))
+        except ChildFailedError as error:
+            failure = _first(Path(failures), error)
+            status = "KILLED" if signals else "FAILED"
+            _mark(folder, settings, status, f"{failure.kind}: {failure.text}")
+            if signals:
+                raise KeyboardInterrupt(signals[0]) from error
+            raise ProcessFailedError(failure.text) from RuntimeError(failure.trace)
+    interrupts = [each for each in returned.values() if isinstance(each, int)]
+    if interrupts:
+        raise KeyboardInterrupt(interrupts[0])
+    objectives: tuple[float, float] = returned[0]
+    return objectives
+
+
+@contextmanager
+def _handing_on() -> Iterator[list[int]]:
+    """Hand signals on to the processes that were started, and collect them."""
+    import multiprocessing
+
+    signals: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        children = multiprocessing.active_children()
+        if not children:
+            raise KeyboardInterrupt(number)
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid or 0, number)
+
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first(failures: Path, error: Any) -> Failure:
+    """Return the failure that the others came from."""
+    told = [Failure(**json.loads(file.read_text())) for file in failures.glob("*.failure")]
+    own = sorted((each for each in told if each.is_own), key=lambda each: each.when)
+    if own:
+        return own[0]
+    rank, failed = error.get_first_failure()
+    how = f"by {failed.signal_name()}" if failed.exitcode < 0 else f"with code {failed.exitcode}"
+    if failed.exitcode == -signal.SIGKILL:
+        how += " (was memory short?)"
+    text = f"process {rank} of the run was ended {how}; resume= goes on from the last checkpoint"
+    return Failure(rank, 0.0, True, ProcessFailedError.__name__, text, text)
+
+
+def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
+    """Say in the run's folder and in MLflow how it ended, if it had begun."""
+    from cadence.checkpoint import FOLDER
+    from cadence.delivery import DeliveryError
+    from cadence.logbook import milliseconds
+    from cadence.manifest import Delivered, Manifest
+    from cadence.summary import mark_ended
+    from src.sync import delivered
+
+    manifest = Manifest.load(folder)
+    if manifest is not None:
+        manifest.status, manifest.reason = status, redacted(reason)
+        manifest.ended = milliseconds()
+        manifest.save(folder)
+    if manifest is not None or (folder / FOLDER).exists():
+        run_id = Delivered.load(folder).run_id
+        mark_ended(folder, seed=settings.seed, mlflow_run_id=run_id, status=status)
+    if manifest is None or settings.track.offline:
+        return
+    replace(Delivered.load(folder), ended=False).save(folder)
+    try:
+        delivered(folder, settings.track.uri)
+    except (DeliveryError, ValueError, OSError) as error:
+        log.warning("MLflow was not told that the run is %s (%s)", status, error)
+
+
+# The processes that it starts.
+
+
+def _work(cfg: DictConfig, hydra: DictConfig, failures: Path) -> tuple[float, float] | int:
+    """Train as one of several processes; return the objectives, or the signal that ended it."""
+    from cadence.distributed import LostError
+    from src.train import TRUSTED_TARGETS, trained
+
+    os.setsid()  # Ctrl-C in a terminal comes once, by the process that hands it on
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    rank = int(os.environ["RANK"])
+    setup_globals()
+    HydraConfig.instance().cfg = hydra
+    try:
+        with execution_whitelist(TRUSTED_TARGETS):
+            if rank == 0:
+                configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
+            else:
+                logging.getLogger().addHandler(logging.NullHandler())
+            return trained(cfg)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        _leave_if_orphaned(number)
+        return int(number)
+    except Exception as error:
+        failure = Failure(
+            rank,
+            time.time(),
+            not isinstance(error, LostError),
+            type(error).__name__,
+            configs.explained(error),
+            traceback.format_exc(),
+        )
+        (failures / f"{rank}.failure").write_text(json.dumps(failure._asdict()))
+        sys.exit(1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _leave_if_orphaned(number: int) -> None:
+    """End at once where nobody is left to be told how it went."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
+        sys.exit(128 + number)
