@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cadence import config as configs
-from cadence.window import DEFAULT_STEP_SIZE
+from cadence.window import DEFAULT_STEP_SIZE, StepSizeSchedule
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,7 @@ def build(settings: "Config") -> Run:
         ),
         clip_norm=settings.trainer.clip_norm,
         max_skipped=settings.trainer.max_skipped,
+        scaling=settings.scaling.name,
         noise_scale=settings.trainer.noise_scale,
     )
     pin = device.type == "cuda"
@@ -91,7 +92,8 @@ def _check_coupling(
     size = settings.trainer.microbatch_size
     coupled_by = coupling(model, objective)
     if coupled_by and isinstance(size, int) and not settings.trainer.allow_batch_coupling:
-        check_boundaries(coupled_by, size, [batch_size] * settings.trainer.step_size)
+        largest = StepSizeSchedule(settings.trainer.step_size).largest
+        check_boundaries(coupled_by, size, [batch_size] * largest)
 
 
 def _seed(seed: int) -> None:
@@ -123,8 +125,8 @@ def _optimizer(
 
 
 def effective_batch(settings: "Config", data: "Data", step_size: int | None = None) -> int:
-    """Return the items of a full update; ``step_size`` None = the config's own."""
-    minibatches = step_size or settings.trainer.step_size
+    """Return the items of a full update; ``step_size`` None = the config's own, at the start."""
+    minibatches = step_size or StepSizeSchedule(settings.trainer.step_size).first
     return int(minibatches * settings.data["batch_size"] * data.items_per_sample)
 
 

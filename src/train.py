@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
 from cadence.redaction import redact_files, redact_logs, redacted
+from cadence.window import StepSizeSchedule
 from src.build import Run, build, effective_batch
 from src.errors import errors_in_one_line, interruptible, logged_with_traceback
 from src.resume import check_changes, with_resume
@@ -277,7 +278,7 @@ def _summarised(
         summary = write_summary(
             folder,
             fitted,
-            effective_batch=effective_batch(settings, run.data),
+            effective_batch=effective_batch(settings, run.data, fitted.step_size),
             seed=settings.seed,
             mlflow_run_id=tracker.run_id if tracker else None,
             status=status_after(error),
@@ -289,6 +290,7 @@ def _summarised(
 def _facts(settings: "Config", run: Run) -> dict[str, str]:
     choices = HydraConfig.get().runtime.choices
     data, trainer = run.data, run.trainer
+    later = StepSizeSchedule(settings.trainer.step_size).later
     minibatches = len(run.train_loader)
     updates = -(-minibatches // trainer.step_size)
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -307,7 +309,8 @@ def _facts(settings: "Config", run: Run) -> dict[str, str]:
         "samples",
         "window": f"step_size={trainer.step_size} mini-batches per update of "
         f"{settings.data['batch_size']} samples: effective batch "
-        f"{effective_batch(settings, data):,} {items}",
+        f"{effective_batch(settings, data, trainer.step_size):,} {items}"
+        + "".join(f"; {step_size} from {samples:,} samples on" for samples, step_size in later),
         "epoch": f"{minibatches:,} mini-batches, {updates:,} updates",
         "run": ends + (f", {run.total_samples:,} samples in all" if run.total_samples else ""),
     }

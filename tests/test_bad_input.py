@@ -19,6 +19,8 @@ REFUSED = {
     "trainer.step_size=word": f"trainer.step_size=word: {STEP_SIZE}",
     "trainer.step_size=null": f"trainer.step_size=null: {STEP_SIZE}",
     "trainer.step_size=[]": f"trainer.step_size=[]: {STEP_SIZE}",
+    "trainer.step_size={0: 2, 9: 0}": "trainer.step_size={0: 2, 9: 0}: from 9 samples on, "
+    "step_size=0: an update needs at least 1 mini-batch; try step_size=1",
     "trainer.microbatch_size=0": "trainer.microbatch_size=0: must be a whole number: samples per "
     "forward and backward, at least 1; auto = the fastest that fits; null = one mini-batch",
     "trainer.microbatch_size=fast": "trainer.microbatch_size=fast: must be a whole number: samples "

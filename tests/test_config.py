@@ -45,6 +45,34 @@ def test_the_yaml_default_of_step_size_is_the_one_of_python() -> None:
     assert composed().trainer.step_size == default == 2
 
 
+def test_a_schedule_of_step_size_is_plain_numbers_and_one_param_as_it_is_typed() -> None:
+    typed = "{0: 2, 50000: 8}"
+    cfg = composed(f"trainer.step_size={typed}")
+
+    assert configs.checked(cfg).trainer.step_size == {0: 2, 50000: 8}
+    assert configs.flattened(cfg)["trainer.step_size"] == typed
+    assert configs.checked(composed(f"trainer.step_size={typed}", "trainer.step_size=4"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{}", "{}: a schedule must say what holds from 0 samples on, such as {0: 2, 50000: 8}"),
+        ("{9: 2}", "{9: 2}: a schedule must say what holds from 0 samples on, such as "
+         "{0: 2, 50000: 8}"),
+        ("{0: 2, a: 3}", "{0: 2, 'a': 3}: 'a' is no whole number of samples; give samples: "
+         "mini-batches per update, such as {0: 2, 50000: 8}"),
+        ("null", "null: must be a whole number: mini-batches per update, at least 1; "
+         "{0: 2, 50000: 8} = from how many samples on, how many"),
+    ],
+)  # fmt: skip
+def test_an_impossible_schedule_is_refused_by_its_key(value: str, message: str) -> None:
+    with pytest.raises(configs.ConfigError) as refused:
+        configs.checked(composed(f"trainer.step_size={value}"))
+
+    assert str(refused.value) == f"trainer.step_size={message}"
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "mps"])
 def test_no_device_changes_the_default_step_size(device: str) -> None:
     assert composed(f"device={device}").trainer.step_size == 2
@@ -86,3 +114,12 @@ def test_every_sweep_composes_with_every_recipe(sweep: str, recipe: str) -> None
 
     assert settings.sweep is not None
     assert settings.sweep.repeats == 1
+
+
+@pytest.mark.parametrize("recipe", [option for group, option in OPTIONS if group == "experiment"])
+def test_a_sweep_at_equal_seconds_needs_no_last_sample(recipe: str) -> None:
+    settings = configs.checked(composed("sweep=equal_seconds", f"experiment={recipe}"))
+
+    assert (settings.trainer.max_epochs, settings.trainer.max_samples) == (None, None)
+    assert settings.trainer.max_seconds == 20
+    assert settings.schedule.name == "constant"

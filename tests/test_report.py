@@ -768,6 +768,53 @@ def test_the_warning_of_samples_is_in_the_report(tmp_path: Path) -> None:
     assert f"> Warning: {warning}" in (tmp_path / "report.md").read_text()
 
 
+EQUAL_SECONDS = {"trainer.max_seconds": 20.0, "trainer.max_samples": None, "seed": 0}
+
+
+def test_at_equal_seconds_the_report_says_so_and_takes_the_lowest_loss(tmp_path: Path) -> None:
+    """At equal samples the knee would be 8, for its throughput."""
+    points = [(1, 0.50, 1000.0), (2, 0.45, 1900.0), (4, 0.46, 3600.0), (8, 0.48, 6000.0)]
+    trials = [trial(*point, samples=int(20 * point[2])) for point in points]
+    study = study_of(*trials, space={}, fixed=EQUAL_SECONDS)
+
+    report = write_report(study, tmp_path)
+
+    assert report.sentence == (
+        "step_size 2: 1.9x the throughput of 1 at -10 % loss after the same time"
+    )
+    assert report.warnings == ()
+    text = (tmp_path / "report.md").read_text()
+    assert "| seconds | 20 of wall time, for 20,000 to 120,000 samples |" in text
+    assert "Every trial had the same wall time, so its loss counts its throughput already" in text
+    assert "Hestness" not in text
+
+
+def test_at_equal_seconds_a_loss_that_is_no_lower_keeps_the_baseline(tmp_path: Path) -> None:
+    trials = [trial(1, 0.5, 1000.0, samples=20), trial(8, 0.5, 9000.0, samples=180)]
+    report = write_report(study_of(*trials, space={}, fixed=EQUAL_SECONDS), tmp_path)
+
+    assert report.sentence == (
+        "do not accumulate: no larger step_size has a lower loss after the same time, beyond the "
+        "spread"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fixed", "space", "seconds"),
+    [
+        (EQUAL_SECONDS, {}, 20.0),
+        (EQUAL_SECONDS | {"trainer.max_epochs": 3}, {}, None),
+        (EQUAL_SECONDS | {"trainer.max_samples": 3}, {}, None),
+        (EQUAL_SECONDS, {"trainer.max_samples": "choice(1, 2)"}, None),
+        ({}, {}, None),
+    ],
+)
+def test_time_is_equal_where_nothing_else_ends_a_trial(
+    fixed: dict[str, Any], space: dict[str, str], seconds: float | None
+) -> None:
+    assert read(study_of(trial(1), fixed=fixed, space=space)).equal_seconds() == seconds
+
+
 @pytest.mark.parametrize(
     ("fixed", "said"),
     [

@@ -55,8 +55,8 @@ def trainer_of(seed: int, **settings: Any) -> Trainer:
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 1))
     model.double()
     optimizer = AdamW(model.parameters(), lr=0.01)
-    chosen = {"schedule": cosine(200, 20, 0.1), "clip_norm": 1.0, **settings}
-    return Trainer(model, optimizer, Regression(), 3, "cpu", **chosen)
+    chosen = {"schedule": cosine(200, 20, 0.1), "clip_norm": 1.0, "step_size": 3, **settings}
+    return Trainer(model, optimizer, Regression(), device="cpu", **chosen)
 
 
 def unseeded_loader() -> DataLoader[Any]:
@@ -70,6 +70,15 @@ def seeded_loader() -> DataLoader[Any]:
 
 
 LOADERS = {"cadence's loader": seeded_loader, "torch's own shuffle": unseeded_loader}
+CHANGING = {
+    "step_size": {0: 2, 13: 1, 21: 3, 60: 1},
+    "scaling": "sqrt",
+    "noise_scale": True,
+    "microbatch_size": 8,
+    "allow_batch_coupling": True,
+}
+"""A schedule that changes within epochs, and windows of one pass that are sometimes halved."""
+
 HELD_OUT = cut(regression_pair(10), [4, 4, 2])
 
 
@@ -79,6 +88,7 @@ HELD_OUT = cut(regression_pair(10), [4, 4, 2])
     stop_at=st.integers(1, 14),
     limits=st.sampled_from([{"epochs": 4}, {"max_samples": 100}, {"epochs": 4, "patience": 2}]),
     evaluate_every=st.sampled_from([None, 10, 50]),
+    chosen=st.sampled_from([{}, CHANGING]),
 )
 def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory,
@@ -86,14 +96,15 @@ def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
     stop_at: int,
     limits: dict[str, int],
     evaluate_every: int | None,
+    chosen: dict[str, Any],
 ) -> None:
     with as_a_user_calls_it():  # the type checker of the tests draws random numbers itself
-        undisturbed, whole = trainer_of(0), Seen()
+        undisturbed, whole = trainer_of(0, **chosen), Seen()
         expected = undisturbed.fit(
             make_loader(), HELD_OUT, **limits, evaluate_every=evaluate_every, observers=[whole]
         )
 
-        stopped, parts = trainer_of(0), Seen()
+        stopped, parts = trainer_of(0, **chosen), Seen()
         folder = tmp_path_factory.mktemp("checkpoints")
         boundaries = 0
 
@@ -116,7 +127,7 @@ def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
             )
         except StoppedError:
             torch.manual_seed(99)  # what happens in between leaves no trace
-            resumed = trainer_of(1)
+            resumed = trainer_of(1, **chosen)
             resumed.restore(latest(folder))
             found = go_on(resumed, make_loader(), limits, evaluate_every, parts)
             stopped = resumed
@@ -125,6 +136,10 @@ def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
     assert same(stopped.model.buffers(), undisturbed.model.buffers())
     assert stopped.clock == undisturbed.clock
     assert parts.numbers == whole.numbers
+    noise, undisturbed_noise = (
+        trainer.state({}).record["noise_scale"] for trainer in (stopped, undisturbed)
+    )
+    assert noise == undisturbed_noise
     assert (found.train_loss, found.val_loss) == (expected.train_loss, expected.val_loss)
 
 

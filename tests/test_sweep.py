@@ -319,6 +319,7 @@ def test_a_plain_multirun_is_grouped_under_a_parent(
         ("step_size", "digits_cnn"),
         ("step_size_grid", "pydocs_gpt"),
         ("step_size_lr_batch", "digits_mlp"),
+        ("equal_seconds", "digits_cnn"),
     ],
 )
 @pytest.mark.slow

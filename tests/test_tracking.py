@@ -80,6 +80,40 @@ def test_a_run_carries_its_config_origin_and_numbers_by_samples_seen(
     assert files == {"config.yaml", "environment.json", "summary.json"}
 
 
+def test_a_schedule_of_step_size_and_the_noise_scale_are_told_everywhere(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    ended = command(
+        *("trainer.step_size={0: 2, 1000: 8}", "trainer.noise_scale=true", "track.every=1"),
+        *("trainer.max_epochs=24", f"track.uri={tracking_uri}"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    client = mlflow.MlflowClient(tracking_uri)
+    run = the_run(tracking_uri, tmp_path)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+
+    assert run.info.run_name == "step_size={0: 2, 1000: 8} digits mlp"
+    assert run.data.params["trainer.step_size"] == "{0: 2, 1000: 8}"
+    step_sizes = client.get_metric_history(run.info.run_id, "train/step_size")
+    # Windows of two end at 64, 128, ... 1,024; the first that begins at 1,000 or later is of eight.
+    assert [point.value for point in step_sizes] == [2] * 16 + [8] * (len(step_sizes) - 16)
+    assert [point.step for point in step_sizes][14:18] == [960, 1024, 1280, 1437]
+    assert (summary["step_size"], summary["effective_batch"]) == (8, 256)
+    assert "effective batch 64 samples; 8 from 1,000 samples on\n" in ended.stdout
+
+    low, estimate, high = (
+        summary[name] for name in ("noise_scale_low", "noise_scale", "noise_scale_high")
+    )
+    assert 0 < low < estimate < high
+    last = run.data.metrics
+    assert last["train/noise_scale"] == estimate
+    assert (last["train/noise_scale_low"], last["train/noise_scale_high"]) == (low, high)
+    assert (
+        f"\nnoise scale   {estimate:,.0f} items (an estimate; 98 % interval {low:,.0f} to "
+        f"{high:,.0f} items)\n"
+    ) in ended.stdout
+
+
 def test_a_failing_run_is_failed_in_mlflow_with_its_reason(
     command: CommandLine, tmp_path: Path, tracking_uri: str
 ) -> None:

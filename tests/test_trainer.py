@@ -272,6 +272,97 @@ def test_a_step_size_set_during_an_epoch_takes_effect_at_the_next() -> None:
     assert [clock.batches for clock, _ in seen.windows] == [2, 4, 6, 9, 12]
 
 
+@pytest.mark.parametrize("gathered", [False, True], ids=["mini-batches", "whole windows"])
+def test_a_schedule_changes_step_size_with_the_first_window_that_begins_at_its_samples(
+    gathered: bool,
+) -> None:
+    data = loader(TensorData(*regression_pair(19)), 2, shuffle_seed=3)  # the last one is of 1
+    trainer = linear(step_size={0: 1, 5: 3, 26: 2}, schedule=cosine(100), scaling="linear")
+    plain, order = deepcopy(trainer.model), [[], []]
+    for epoch in (0, 1):
+        data.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        order[epoch] = [Pair(*batch) for batch in data]
+    seen = Seen()
+
+    epochs = iter(order)
+    stream: Any = data if gathered else Repeated(lambda: next(epochs))
+    fitted = trainer.fit(stream, epochs=2, observers=[seen])
+
+    # Windows begin at 0, 2 and 4 samples; 6, 12 and 18; in the next epoch at 19 and 25; 31 and 35:
+    # epoch, mini-batches in it, step_size
+    sizes = [(0, 1, 1)] * 3 + [(0, 3, 3)] * 2 + [(0, 1, 3)] + [(1, 3, 3)] * 2 + [(1, 2, 2)] * 2
+    assert [clock.samples for clock, _ in seen.windows] == [2, 4, 6, 12, 18, 19, 25, 31, 35, 38]
+    assert [outcome.step_size for _, outcome in seen.windows] == [size for *_, size in sizes]
+    taken = [0, 0]
+    middles = [1, 3, 5, 9, 15, 18.5, 22, 28, 33, 36.5]
+    for (epoch, count, step_size), middle in zip(sizes, middles, strict=True):
+        start = taken[epoch]
+        taken[epoch] += count
+        lr = LR * step_size * cosine(100)(middle)
+        plain_sgd(plain, order[epoch][start : taken[epoch]], 10, lr)
+    assert taken == [10, 10]
+    assert relative_error(weights(trainer.model), weights(plain)) <= 1e-12
+    assert (fitted.step_size, trainer.step_size, fitted.updates) == (2, 2, 10)
+
+
+class Repeated:
+    """Mini-batches that are made anew each time they are iterated."""
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self._make())
+
+
+def test_a_schedule_meets_max_samples_and_warns_of_its_largest_window(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer = linear(step_size={0: 1, 4: 5})
+    seen = Seen()
+
+    fitted = trainer.fit(cut(regression_pair(8), [2] * 4), max_samples=11, observers=[seen])
+
+    assert [clock.samples for clock, _ in seen.windows] == [2, 4, 8, 11]
+    assert fitted.samples == 11
+    assert "shorter than one window of step_size=5" in caplog.text
+
+
+def test_the_second_moment_follows_a_schedule_as_it_follows_the_batch() -> None:
+    model = nn.Linear(3, 1).double()
+    optimizer = AdamW(model.parameters(), lr=0.1, betas=(0.9, 0.99))
+    trainer = Trainer(model, optimizer, Regression(), {0: 2, 4: 8, 20: 2}, "cpu", scaling="sqrt")
+    seen: list[tuple[int, float, float]] = []
+
+    class Sees(Seen):
+        def window(self, clock: Clock, outcome: Outcome) -> None:
+            seen.append((outcome.step_size, outcome.lr, optimizer.param_groups[0]["betas"][1]))
+
+    trainer.fit(cut(regression_pair(24), [1] * 24), epochs=1, observers=[Sees()])
+
+    # four times the batch: twice the learning rate, and beta2 to the power 4
+    assert seen == [
+        *[(2, 0.1, 0.99)] * 2,
+        *[(8, pytest.approx(0.2), pytest.approx(0.96059601))] * 2,
+        *[(2, 0.1, 0.99)] * 2,
+    ]
+
+
+def test_without_scaling_a_schedule_leaves_the_optimizer_alone() -> None:
+    trainer = linear(step_size={0: 1, 4: 2})
+    seen = Seen()
+    trainer.fit(cut(regression_pair(8), [2] * 4), epochs=1, observers=[seen])
+
+    assert {outcome.lr for _, outcome in seen.windows} == {LR}
+
+
+def test_an_unknown_scaling_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^scaling=cube: no such rule; choose one of none, sqrt, linear$"
+    ):
+        linear(scaling="cube")
+
+
 def small(seed: int, data: Dataset[Any] | None = None, **fit: Any) -> tuple[list[Tensor], Any]:
     """Train a small model with dropout on shuffled data; return its weights and what it saw."""
     for seeded in (random.seed, np.random.seed, torch.manual_seed):

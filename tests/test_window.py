@@ -16,6 +16,7 @@ from torch.optim import SGD
 
 from cadence import Trainer, windows
 from cadence.objectives import Regression
+from cadence.window import StepSizeSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,3 +111,67 @@ def _numbers_given(path: Path) -> list[tuple[str, str]]:
         tokens = tokenize.generate_tokens(source.readline)
         code = " ".join(token.string for token in tokens if token.type in kept)
     return re.findall(r"(?i)(\w*step_size\w*)(?: : \w+)? = [^\n(,]*?(\d+)", code)
+
+
+# -- a schedule in samples
+
+schedules = st.dictionaries(st.integers(1, 200), step_sizes, max_size=5).map(
+    lambda later: {0: 7, **dict(sorted(later.items()))}
+)
+
+
+@given(schedules, st.integers(0, 300))
+def test_the_number_that_holds_is_the_last_one_begun(schedule: dict[int, int], at: int) -> None:
+    held = [step_size for samples, step_size in schedule.items() if samples <= at]
+    changes = [samples for samples in schedule if samples > at]
+
+    found = StepSizeSchedule(schedule)
+
+    assert found.at(at) == held[-1]
+    assert found.next_change(at) == min(changes, default=float("inf"))
+    assert (found.first, found.largest) == (7, max(schedule.values()))
+
+
+@given(step_sizes, st.integers(0, 300))
+def test_one_number_is_a_schedule_that_never_changes(step_size: int, at: int) -> None:
+    found = StepSizeSchedule(step_size)
+
+    assert (found.at(at), found.next_change(at), found.later) == (step_size, float("inf"), [])
+
+
+FROM_0 = "a schedule must say what holds from 0 samples on, such as {0: 2, 50000: 8}"
+REFUSED_SCHEDULES = [
+    ({}, ValueError, f"step_size={{}}: {FROM_0}"),
+    ({5: 2}, ValueError, f"step_size={{5: 2}}: {FROM_0}"),
+    ({-1: 2, 0: 3}, ValueError, f"step_size={{-1: 2, 0: 3}}: {FROM_0}"),
+    (
+        {0: 2, 9: 4, 5: 8},
+        ValueError,
+        "step_size={0: 2, 9: 4, 5: 8}: 5 after 9; the samples must ascend, such as "
+        "{0: 2, 50000: 8}",
+    ),
+    (
+        {0: 2, 1.5: 4},
+        TypeError,
+        "step_size={0: 2, 1.5: 4}: 1.5 is no whole number of samples; give samples: mini-batches "
+        "per update, such as {0: 2, 50000: 8}",
+    ),
+    (
+        {False: 2},
+        TypeError,
+        "step_size={False: 2}: False is no whole number of samples; give samples: mini-batches per "
+        "update, such as {0: 2, 50000: 8}",
+    ),
+    *(
+        ({0: 2, 9: value}, error, f"step_size={{0: 2, 9: {value!r}}}: from 9 samples on, {said}")
+        for value, error, said in REFUSED
+    ),
+]
+
+
+@pytest.mark.parametrize(("schedule", "error", "message"), REFUSED_SCHEDULES)
+def test_an_impossible_schedule_is_refused_by_value_and_remedy(
+    schedule: Any, error: type[Exception], message: str
+) -> None:
+    with as_a_user_calls_it(), pytest.raises(error, match=f"^{re.escape(message)}$"):
+        StepSizeSchedule(schedule)

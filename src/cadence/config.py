@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from cadence.schema import OPTIONS, SCHEMAS, Config
+from cadence.window import StepSizeSchedule
 
 
 class ConfigError(ValueError):
@@ -48,6 +49,10 @@ def checked(cfg: DictConfig) -> Config:
         raise ConfigError(f"{key} is not set; give {key}=... ({meaning})")
     config = _typed(cfg)
     _check_limits(config, "")
+    try:
+        StepSizeSchedule(config.trainer.step_size)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainer.{error}") from error
     ends = config.trainer.max_epochs, config.trainer.max_samples, config.trainer.max_seconds
     if ends == (None, None, None):
         raise ConfigError(
@@ -113,7 +118,10 @@ def build(group: str, node: Mapping[str, Any], *first: Any, **filled: Any) -> An
 
 
 def flattened(cfg: DictConfig) -> dict[str, Any]:
-    """Return a config as one dict of dotted keys to plain values; lists stay whole."""
+    """Return a config as one dict of dotted keys to plain values.
+
+    Lists stay whole; a mapping of numbers, such as a schedule, is the text that a user types.
+    """
     return dict(_leaves(OmegaConf.to_container(cfg, resolve=True), ""))
 
 
@@ -176,8 +184,10 @@ def _words(fields: "Sequence[dataclasses.Field[Any]]") -> str:
     if metadata is None:
         return ""
     kinds = {int: "a whole number: ", float: "a number: ", bool: "true or false: "}
-    kind = "a whole number: " if metadata["auto"] else kinds.get(_plain_type(fields[0].type), "")
+    is_whole = metadata["auto"] or metadata["schedule"]
+    kind = "a whole number: " if is_whole else kinds.get(_plain_type(fields[0].type), "")
     words = [f"; {word} = {metadata[word]}" for word in ("auto", "null") if metadata[word]]
+    words += [f"; {metadata['schedule']}"] if metadata["schedule"] else []
     return ", ".join([kind + metadata["unit"], *_limits(metadata)]) + "".join(words)
 
 
@@ -201,19 +211,31 @@ def _check_limits(node: Any, prefix: str) -> None:
         value, key = getattr(node, found.name), f"{prefix}{found.name}"
         if dataclasses.is_dataclass(value):
             _check_limits(value, f"{key}.")
-        elif value is not None and found.metadata and not _within(value, found.metadata):
-            raise ConfigError(f"{key}={value}: must be {_meaning(key)}")
+        elif found.metadata and not _within(value, found.metadata):
+            raise ConfigError(f"{key}={_typed_in(value)}: must be {_meaning(key)}")
 
 
 def _within(value: Any, limits: Mapping[str, Any]) -> bool:
-    if limits["auto"] and (isinstance(value, bool) or not isinstance(value, int)):
-        return bool(value == "auto")
+    if value is None:
+        return bool(limits["null"])
+    if limits["schedule"] and isinstance(value, dict):
+        return True  # looked into by whoever knows what it means
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if (limits["auto"] or limits["schedule"]) and not is_whole:
+        return bool(limits["auto"] and value == "auto")
     return (
         (limits["at_least"] is None or value >= limits["at_least"])
         and (limits["above"] is None or value > limits["above"])
         and (limits["below"] is None or value < limits["below"])
         and (not limits["choices"] or value in limits["choices"])
     )
+
+
+def _typed_in(value: Any) -> Any:
+    """Return a value as a user types it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else value
 
 
 def _check_user_data(data: Mapping[str, Any]) -> None:
@@ -231,6 +253,8 @@ def _check_user_data(data: Mapping[str, Any]) -> None:
 def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(key, value)]
+    if value and not any(isinstance(name, str) for name in value):
+        return [(key, str(value))]
     return [
         leaf
         for name, part in value.items()

@@ -16,7 +16,7 @@ from cadence.advice import Advice, table_of_advice
 from cadence.certificate import Certificate
 from cadence.clock import Clock
 from cadence.measure import Evaluation, WindowTime
-from cadence.noise import LEAST_MEASURED, LEVEL
+from cadence.noise import LEVEL
 from cadence.record import Fitted
 from cadence.report import Report
 from cadence.update import Outcome
@@ -239,7 +239,7 @@ def _noise_scale(fitted: Fitted) -> str:
     """Return the estimate as a reader may take it: with its interval, or with what it lacks."""
     value, low, high = fitted.noise_scale, fitted.noise_scale_low, fitted.noise_scale_high
     if value is None or low is None or high is None or math.isnan(value):
-        return f"unknown: fewer than {LEAST_MEASURED} windows were measured"
+        return "unknown: too few windows were measured"
     interval = f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"at least {low:,.0f}"
     said = f"{value:,.0f} items" if math.isfinite(value) else "larger than the windows can tell"
-    return f"{said} (an estimate; {LEVEL:.0%} interval {interval} items)"
+    return f"{said} (an estimate; {100 * LEVEL:g} % interval {interval} items)"

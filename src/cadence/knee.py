@@ -27,6 +27,12 @@ DEFINITION = (
 )
 """The knee, for readers of the report."""
 
+DEFINITION_AT_EQUAL_TIME = (
+    "Every trial had the same wall time, so its loss counts its throughput already: the knee is "
+    "the lowest loss, where that is below the baseline's beyond the spread, else the baseline."
+)
+"""The knee of a sweep whose trials were given equal seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -38,10 +44,17 @@ class Comparison:
     baseline: Result
     """The lowest loss at step_size 1; where that was not run at the default, else the smallest."""
     knee: Result
-    """The point worth choosing, see `DEFINITION`; the baseline where nothing beats it."""
+    """The point worth choosing, see `definition`; the baseline where nothing beats it."""
+    equal_time: bool = False
+    """Whether all were trained for the same wall time, and not on the same samples."""
+
+    @property
+    def definition(self) -> str:
+        """The knee, for readers of the report."""
+        return DEFINITION_AT_EQUAL_TIME if self.equal_time else DEFINITION
 
 
-def compare(results: Sequence[Result]) -> Comparison:
+def compare(results: Sequence[Result], *, equal_time: bool = False) -> Comparison:
     """Find the front, the baseline and the knee of at least one result.
 
     The knee is that of Satopaa et al. (2011), "Finding a 'Kneedle' in a Haystack", which on a
@@ -49,8 +62,18 @@ def compare(results: Sequence[Result]) -> Comparison:
     'knee' of the Pareto curve"). Noise would give a front knees that are none, and one diverged
     point would stretch the axes until all others look alike, so only points that beat the baseline
     take part; see `DEFINITION`.
+
+    Args:
+        results: At least one.
+        equal_time: Whether all were trained for the same wall time: then the lowest loss is the
+            answer, see `DEFINITION_AT_EQUAL_TIME`.
     """
     baseline = _baseline(results)
+    if equal_time:
+        lowest = min(results, key=lambda result: result.val_loss.value)
+        is_lower = baseline.val_loss.above(lowest.val_loss)
+        chosen = lowest if is_lower else baseline
+        return Comparison(results, front(results), baseline, chosen, equal_time=True)
     beating = [result for result in results if gain(result, baseline) > 1]
     return Comparison(
         results=results,
@@ -96,12 +119,18 @@ def sentence(comparison: Comparison) -> str:
     baseline, chosen = comparison.baseline, comparison.knee
     larger = [result for result in comparison.results if _is_larger(result, baseline)]
     if chosen is baseline:
+        if larger and comparison.equal_time:
+            return (
+                f"{_stay(baseline)}: no larger step_size has a lower loss after the same time, "
+                "beyond the spread"
+            )
         if larger:
             return f"{_stay(baseline)}: {_why_stay(larger, baseline)}"
         if len(comparison.results) == 1:
             return f"{baseline.name} is the only point: nothing to compare it with"
         return f"{baseline.name}: nothing else that was run beats it"
-    said = f"{chosen.name}: {versus(chosen, baseline)}"
+    after = " after the same time" if comparison.equal_time else ""
+    said = f"{chosen.name}: {versus(chosen, baseline)}{after}"
     is_plain = larger and chosen.step_size == baseline.step_size == 1
     return f"do not accumulate: {said}" if is_plain else said
 

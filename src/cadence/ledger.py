@@ -83,11 +83,22 @@ class Ledger:
         told = (trial.user_attrs.get("samples") for trial in self.compared())
         return sorted({int(samples) for samples in told if samples is not None})
 
+    def equal_seconds(self) -> float | None:
+        """Return the wall time that every trial was given; None = something else ends them."""
+        ends = ("trainer.max_samples", "trainer.max_epochs")
+        if any(key in self.space or self.fixed.get(key) is not None for key in ends):
+            return None
+        seconds: float | None = self.fixed.get("trainer.max_seconds")
+        return seconds
+
     def conditions(self) -> dict[str, str]:
-        """Return what held for every trial, by name: samples, lr scaling and `CONDITIONS`."""
+        """Return what held for every trial: samples or seconds, lr scaling and `CONDITIONS`."""
         conditions = {}
-        samples = self.samples()
-        if len(samples) == 1:
+        samples, seconds = self.samples(), self.equal_seconds()
+        if seconds is not None:
+            seen = f", for {samples[0]:,} to {samples[-1]:,} samples" if samples else ""
+            conditions["seconds"] = f"{seconds:g} of wall time{seen}"
+        elif len(samples) == 1:
             conditions["samples"] = f"{samples[0]:,}"
         rule = self.fixed.get("scaling.name")
         if rule == "none":

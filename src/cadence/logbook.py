@@ -125,6 +125,7 @@ class Logbook:
                 "train/loss": outcome.loss,
                 "train/grad_norm": outcome.grad_norm,
                 "train/lr": outcome.lr,
+                "train/step_size": outcome.step_size,
                 "train/updates": clock.updates,
             },
         )

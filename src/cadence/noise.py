@@ -36,7 +36,6 @@ larger by tr(Sigma) / M.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -55,12 +54,16 @@ makes it at most twice as long, and all of them 2.5 %."""
 BLOCK = 16
 """Windows in a block, of which a resample draws whole ones."""
 
+RENEWED_EVERY = 64
+"""Windows between two estimates: with its interval one takes as long as half a tiny window."""
+
 BLOCKS = 128
 """Blocks that count. The weights move while a run trains, and the noise scale grows, so only the
 last 2,048 windows tell of the present; within them the estimate is a mean weighted by |G|^2."""
 
-LEAST_MEASURED = 8
-"""Measured windows before there is an estimate: fewer do not even tell how uncertain it is."""
+LEAST = 8
+"""Blocks, and measured windows in them, before there is an estimate: fewer do not even tell how
+uncertain it is."""
 
 RESAMPLES = 500
 
@@ -117,12 +120,16 @@ class NoiseScale:
 
     Args:
         block: Windows in a block, of which the last 128 count.
+        renewed_every: Windows between two estimates, a multiple of ``block``.
     """
 
-    def __init__(self, block: int = BLOCK) -> None:
+    def __init__(self, block: int = BLOCK, renewed_every: int = RENEWED_EVERY) -> None:
         self._block = block
+        self._renewed_every = renewed_every
         self._windows = 0
-        self._blocks: deque[list[float]] = deque(maxlen=BLOCKS)
+        self._blocks = np.zeros((BLOCKS, len(_COLUMNS)))
+        self._new_blocks: list[list[float]] = []
+        self._estimate: Estimate | None = UNKNOWN
         # Poisson's bootstrap: each resample draws each block so many times. Drawn once, so that the
         # same windows have the same interval.
         self._draws = np.random.default_rng(0).poisson(1.0, (RESAMPLES, BLOCKS)).astype(float)
@@ -136,9 +143,9 @@ class NoiseScale:
             parts: The gradients of its parts; None = they were not measured.
         """
         if self._windows % self._block == 0:
-            self._blocks.append([0.0] * len(_COLUMNS))
+            self._new_blocks.append([0.0] * len(_COLUMNS))
         self._windows += 1
-        block, square = self._blocks[-1], items * grad_norm**2
+        block, square = self._new_blocks[-1], items * grad_norm**2
         block[0] += 1
         block[1] += items
         block[2] += square
@@ -146,12 +153,29 @@ class NoiseScale:
             block[3] += 1
             block[4] += parts.squares - square
             block[5] += parts.count - 1
+        if self._windows % self._renewed_every == 0:
+            self._keep_new_blocks()
+
+    def _keep_new_blocks(self) -> None:
+        """Let the new blocks take the place of the oldest."""
+        end = (self._windows // self._block - 1) % BLOCKS + 1
+        self._blocks[end - len(self._new_blocks) : end] = self._new_blocks
+        self._new_blocks = []
+        self._estimate = None
 
     def estimate(self) -> Estimate:
-        """Return what the last windows tell: an estimate, with its interval by resampling."""
-        blocks = np.array(self._blocks).reshape(-1, len(_COLUMNS))
+        """Return what the last windows tell: an estimate, with its interval by resampling.
+
+        It is renewed every `RENEWED_EVERY` windows, where nothing else was asked for.
+        """
+        if self._estimate is None:
+            kept = (self._windows - self._windows % self._renewed_every) // self._block
+            self._estimate = self._estimated(self._blocks[:kept])
+        return self._estimate
+
+    def _estimated(self, blocks: Float[np.ndarray, "blocks columns"]) -> Estimate:
         total = blocks.sum(0)
-        if total[_COLUMNS.index("measured windows")] < LEAST_MEASURED:
+        if min(len(blocks), total[_COLUMNS.index("measured windows")]) < LEAST:
             return UNKNOWN
         resampled = np.sort(_ratios(self._draws[:, : len(blocks)] @ blocks))
         tail = round((1 - LEVEL) / 2 * RESAMPLES)
@@ -159,12 +183,18 @@ class NoiseScale:
 
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on needs to know, as plain values."""
-        return {"windows": self._windows, "blocks": [list(block) for block in self._blocks]}
+        return {
+            "windows": self._windows,
+            "blocks": self._blocks.tolist(),
+            "new_blocks": [list(block) for block in self._new_blocks],
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self._windows = state["windows"]
-        self._blocks = deque(map(list, state["blocks"]), maxlen=BLOCKS)
+        self._blocks = np.array(state["blocks"])
+        self._new_blocks = [list(block) for block in state["new_blocks"]]
+        self._estimate = None
 
 
 _COLUMNS = ("windows", "N", "N |g|^2", "measured windows", "sum n |g|^2 - N |g|^2", "k - 1")

@@ -211,7 +211,8 @@ def noise_scale(
     """
     accumulate = Accumulator(trainer.model, trainer.objective, autocast=autocast)
     parameters = [each for group in trainer.optimizer.param_groups for each in group["params"]]
-    noise = NoiseScale(block=1)  # the weights stand still, so the windows are independent
+    # The weights stand still, so each window is independent of the others.
+    noise = NoiseScale(block=1, renewed_every=1)
     minibatches = _epoch_after_epoch(train_loader, trainer.clock.epoch)
     start = perf_counter()
     for number, window in enumerate(windows(minibatches, NOISE_MINIBATCHES)):

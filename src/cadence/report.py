@@ -10,7 +10,6 @@ import optuna
 
 from cadence.front import STEP_SIZE, Result, number, results
 from cadence.knee import (
-    DEFINITION,
     Comparison,
     best_by_step_size,
     compare,
@@ -25,7 +24,7 @@ from cadence.table import Table, markdown, plain
 
 __all__ = ["Report", "Table", "load", "write_report"]
 
-IN_THE_PICTURE = ("samples", "lr scaling", "data.batch_size", "optimizer.lr", "seed")
+IN_THE_PICTURE = ("samples", "seconds", "lr scaling", "data.batch_size", "optimizer.lr", "seed")
 """The conditions that the picture's title names; the report names more."""
 
 SPREAD = (
@@ -61,7 +60,8 @@ def write_report(study: optuna.Study, folder: Path) -> Report:
     """
     ledger = read(study)
     found = results(ledger)
-    comparison = compare(found) if found else None
+    equal_time = ledger.equal_seconds() is not None
+    comparison = compare(found, equal_time=equal_time) if found else None
     said = sentence(comparison) if comparison else _without_result(ledger)
     table = table_by_step_size(comparison) if comparison else Table((), ())
     warnings = [*_warnings_of_samples(ledger), *warnings_of_noise(found)]
@@ -149,7 +149,7 @@ def _held_fixed(ledger: Ledger) -> str:
 
 def _warnings_of_samples(ledger: Ledger) -> list[str]:
     samples = ledger.samples()
-    if len(samples) < 2:
+    if len(samples) < 2 or ledger.equal_seconds() is not None:
         return []
     return [
         f"the trials saw different numbers of samples, from {samples[0]:,} to {samples[-1]:,}, so "
@@ -186,7 +186,7 @@ def _blocks(
         yield "## Pareto front"
         yield "The points that no other one beats in both, from the slowest on."
         yield markdown(table_of_front(comparison))
-        yield f"The baseline is {plain(comparison.baseline.name)}. {DEFINITION}"
+        yield f"The baseline is {plain(comparison.baseline.name)}. {comparison.definition}"
     yield from _question(ledger)
     if failures := ledger.failures():
         yield "## Failed trials"

@@ -13,6 +13,7 @@ from omegaconf import MISSING
 def setting(
     unit: str, *, at_least: float | None = None, above: float | None = None,
     below: float | None = None, choices: Sequence[str] = (), null: str = "", auto: str = "",
+    schedule: str = "",
 ) -> Any:  # fmt: skip
     """Return a dataclass field whose value comes from YAML.
 
@@ -24,16 +25,22 @@ def setting(
         choices: The values allowed; empty = any.
         null: What null means, where it is allowed.
         auto: What auto means, where it is allowed beside whole numbers.
+        schedule: What a mapping means, where it is allowed beside whole numbers.
     """
     limits = {"at_least": at_least, "above": above, "below": below, "choices": tuple(choices)}
-    return field(default=MISSING, metadata={"unit": unit, "null": null, "auto": auto, **limits})
+    words = {"unit": unit, "null": null, "auto": auto, "schedule": schedule}
+    return field(default=MISSING, metadata=words | limits)
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
     """How a run trains."""
 
-    step_size: int = setting("mini-batches per update", at_least=1)
+    step_size: Any = setting(
+        "mini-batches per update",
+        at_least=1,
+        schedule="{0: 2, 50000: 8} = from how many samples on, how many",
+    )
     microbatch_size: Any = setting(
         "samples per forward and backward",
         at_least=1,

@@ -1,6 +1,7 @@
 """The training loop, flat, in the order things happen."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -27,7 +28,7 @@ from cadence.record import Fitted, Observer, Record
 from cadence.schedule import Schedule, constant
 from cadence.tuning import Auto
 from cadence.update import Update, stop_if_diverged
-from cadence.window import DEFAULT_STEP_SIZE, checked_step_size, windows
+from cadence.window import DEFAULT_STEP_SIZE, StepSizes, StepSizeSchedule, windows
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ class Trainer:
         model: Any module; it moves to the device.
         optimizer: Any torch optimizer over its parameters.
         objective: See `cadence.objectives`.
-        step_size: Mini-batches per update, at least 1. It can be read and set between epochs.
+        step_size: Mini-batches per update, at least 1, or a schedule: from how many samples on, how
+            many (``{0: 2, 50_000: 8}``); see `cadence.window.StepSizeSchedule`. It can be read, as
+            the present number, and set between epochs.
         device: ``auto`` (CUDA, else MPS, else CPU), or any torch device.
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest, measured while training, so two runs may differ by rounding.
@@ -64,6 +67,8 @@ class Trainer:
         schedule: The factor on the learning rates by samples; see `cadence.schedule`.
         clip_norm: The largest gradient norm, above 0; None = any.
         max_skipped: Updates refused in a row that are borne; one more stops the run.
+        scaling: How learning rate and beta2 follow a step_size that changes, from what the
+            optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see `cadence.scaling`.
         noise_scale: Whether the gradient noise scale is estimated; see `cadence.noise`.
 
     Raises:
@@ -75,7 +80,7 @@ class Trainer:
         model: nn.Module,
         optimizer: Optimizer,
         objective: Objective,
-        step_size: int = DEFAULT_STEP_SIZE,
+        step_size: StepSizes = DEFAULT_STEP_SIZE,
         device: str | torch.device = "auto",
         *,
         microbatch_size: int | Auto | None = None,
@@ -85,14 +90,15 @@ class Trainer:
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
         max_skipped: int = 20,
+        scaling: str = "none",
         noise_scale: bool = False,
     ) -> None:
-        self.step_size = step_size
+        self.clock = Clock()
+        self._step_sizes = StepSizeSchedule(step_size)
         self.device = devices.resolved(device)
         self.model = model.to(self.device)
         self.optimizer = optimizer
         self.objective = objective
-        self.clock = Clock()
         self._max_skipped = max_skipped
         self._autocast = devices.autocast_dtype(precision, self.device)
         self._scaler = devices.grad_scaler(precision, self.device)
@@ -112,16 +118,21 @@ class Trainer:
             schedule=schedule or constant(),
             clip_norm=clip_norm,
             scaler=self._scaler,
+            step_size=self.step_size,
+            scaling=scaling,
         )
 
     @property
     def step_size(self) -> int:
-        """Mini-batches per update; setting it takes effect at the next epoch."""
-        return self._step_size
+        """Mini-batches per update at present.
+
+        Setting it, to a number or to a schedule, takes effect at the next epoch.
+        """
+        return self._step_sizes.at(self.clock.samples)
 
     @step_size.setter
-    def step_size(self, step_size: int) -> None:
-        self._step_size = checked_step_size(step_size)
+    def step_size(self, step_size: StepSizes) -> None:
+        self._step_sizes = StepSizeSchedule(step_size)
 
     @devices.restored_threads()
     def fit(
@@ -171,17 +182,18 @@ class Trainer:
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
         self._record = record = Record(self.device, observers, self._noise)
         self._restore_record()
-        _warn_of_short_epochs(train_loader, self.step_size)
+        _warn_of_short_epochs(train_loader, self._step_sizes.largest)
         self.model.train()
         measured = self._update.parameters if self._noise else ()
         self._passes.begin(self.model, self.objective, measured)
         self.optimizer.zero_grad()
         while not self._is_over(limits, patience):
             announce_epoch(train_loader, self.clock.epoch)
-            rest = self._rest_of_epoch(train_loader, limits.samples_left(self.clock))
+            rest = self._rest_of_epoch(train_loader, limits)
             record.begin_epoch(self.clock)
-            for window in record.arriving(rest):
-                accumulated = self._passes(window, self.step_size, self.clock.updates_attempted)
+            for step_size, window in record.arriving(rest):
+                self._update.follow(step_size)
+                accumulated = self._passes(window, step_size, self.clock.updates_attempted)
                 record.computed()
                 samples = samples_in(window)
                 outcome = self._update.apply(accumulated, self.clock, samples)
@@ -214,28 +226,50 @@ class Trainer:
         return limits.reached(self.clock) or (patience is not None and in_vain >= patience)
 
     def _rest_of_epoch(
-        self, loader: Iterable[Batch], samples: int | None
-    ) -> Iterator[Sequence[Batch]]:
+        self, loader: Iterable[Batch], limits: Limits
+    ) -> Iterator[tuple[int, Sequence[Batch]]]:
         """Return the windows of the epoch that are not seen yet, in the random state of then.
 
-        A run that goes on within an epoch draws it again from the state in which it began.
+        Each comes with its step_size. A run that goes on within an epoch draws it again from the
+        state in which it began.
         """
         behind, restored = self.clock.batches_of_epoch, self._restored
         self._restored = None
         if restored is not None:
             restore_random_states(restored.random["epoch" if behind else "now"])
-        rest: Iterator[Sequence[Batch]]
+        rest: Iterator[tuple[int, Sequence[Batch]]]
         if isinstance(loader, GathersWindows):  # it draws its order from a seed of its own
-            rest = loader.windows(self.step_size, skip=behind, samples=samples)
+            rest = self._by_schedule(
+                lambda step_size: loader.windows(
+                    step_size,
+                    skip=self.clock.batches_of_epoch,
+                    samples=limits.samples_left(self.clock),
+                )
+            )
         else:
             self._random_of_epoch = random_states()
             minibatches = iter(loader)
             for _ in islice(minibatches, behind):
                 pass
-            rest = windows(first_samples(minibatches, samples), self.step_size)
+            unseen = first_samples(minibatches, limits.samples_left(self.clock))
+            rest = self._by_schedule(lambda step_size: windows(unseen, step_size))
         if restored is not None and behind:
             restore_random_states(restored.random["now"])
         return rest
+
+    def _by_schedule(
+        self, unseen_windows: Callable[[int], Iterator[Sequence[Batch]]]
+    ) -> Iterator[tuple[int, Sequence[Batch]]]:
+        """Yield the unseen windows of an epoch, gathered anew wherever step_size changes."""
+        step_sizes = self._step_sizes  # as they are now: what is set later is the next epoch's
+        changes_at = -math.inf
+        while self.clock.samples >= changes_at:
+            step_size = step_sizes.at(self.clock.samples)
+            changes_at = step_sizes.next_change(self.clock.samples)
+            for window in unseen_windows(step_size):
+                yield step_size, window
+                if self.clock.samples >= changes_at:
+                    break
 
     def state(self, config: Mapping[str, Any], mlflow_run_id: str | None = None) -> State:
         """Return everything the run needs to go on, between two windows.

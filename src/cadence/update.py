@@ -5,7 +5,7 @@ Each of these happens once per window, here and nowhere else.
 
 import logging
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 
 from cadence.accumulation import Accumulated, wide
 from cadence.clock import Clock
+from cadence.scaling import RULES, scaled
 from cadence.schedule import Schedule
+from cadence.window import DEFAULT_STEP_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ class Outcome(NamedTuple):
     """The gradient's 2-norm over all parameters, before clipping; NaN without any item."""
     lr: float
     """The learning rate of the first parameter group that the update used, or would have."""
+    step_size: int = DEFAULT_STEP_SIZE
+    """Mini-batches of a full window then."""
 
 
 class Update:
@@ -46,6 +50,11 @@ class Update:
             sum over the samples of a run is the same for every step_size.
         clip_norm: The largest gradient norm let through, above 0; None = any.
         scaler: The loss scale that `cadence.accumulate` applied; None = none.
+        step_size: The mini-batches per update that the optimizer's options were chosen for.
+        scaling: How they follow another step_size; see `cadence.scaling`.
+
+    Raises:
+        ValueError: There is no such ``scaling``.
     """
 
     def __init__(
@@ -55,8 +64,18 @@ class Update:
         schedule: Schedule,
         clip_norm: float | None = None,
         scaler: GradScaler | None = None,
+        step_size: int = DEFAULT_STEP_SIZE,
+        scaling: str = "none",
     ) -> None:
+        if scaling not in RULES:
+            raise ValueError(f"scaling={scaling}: no such rule; choose one of {', '.join(RULES)}")
         self.optimizer = optimizer
+        self._step_size = self._chosen_for = step_size
+        self._scaling = scaling
+        self._chosen: list[dict[str, Any]] = [
+            {name: group[name] for name in ("lr", "betas") if name in group}
+            for group in optimizer.param_groups
+        ]
         self._schedule = schedule
         self._clip_norm = clip_norm
         self._scaler = scaler
@@ -66,6 +85,20 @@ class Update:
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are updated."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def follow(self, step_size: int) -> None:
+        """Let learning rate and beta2 follow the effective batch of that many mini-batches."""
+        if step_size == self._step_size:
+            return
+        self._step_size = step_size
+        if self._scaling == "none":
+            return
+        ratio = step_size / self._chosen_for
+        groups = self.optimizer.param_groups
+        for index, (group, chosen) in enumerate(zip(groups, self._chosen, strict=True)):
+            options = scaled(chosen, self._scaling, ratio, 1.0)
+            self._base_lrs[index] = options["lr"]
+            group.update(options)
 
     def apply(self, accumulated: Accumulated, clock: Clock, samples: int) -> Outcome:
         """Make the update that a window asks for, or refuse it, and leave ``.grad`` empty.
@@ -81,7 +114,7 @@ class Update:
         lr = self._set_lr(self._schedule(clock.samples_applied + samples / 2))
         if accumulated.items == 0:
             log.warning("samples=%d: a window without any item; no update", clock.samples)
-            return Outcome(False, math.nan, math.nan, lr)
+            return Outcome(False, math.nan, math.nan, lr, self._step_size)
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
         gradients = [
@@ -104,7 +137,7 @@ class Update:
                 loss,
                 grad_norm,
             )
-        return Outcome(applied, loss, grad_norm, lr)
+        return Outcome(applied, loss, grad_norm, lr, self._step_size)
 
     def _set_lr(self, factor: float) -> float:
         groups = self.optimizer.param_groups
