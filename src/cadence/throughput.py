@@ -241,25 +241,37 @@ def forecast(rounds: Sequence[Round], samples: float) -> Forecast:
         rounds: At least two.
         samples: In a mini-batch, summed over processes.
     """
-    table = np.array([[each[size] for size in sorted(each)] for each in rounds])
-    sizes = sorted(rounds[0])
+    sizes, table = _table(rounds)
     model = fitted(median_turns(rounds), samples, dict(zip(sizes, _noise(table), strict=True)))
-    random = np.random.default_rng(0)
-    picks = random.integers(len(rounds), size=(DRAWS, len(rounds)))
-    drawn = np.median(table[picks], axis=1)  # draws x step_sizes x (passes, once)
+    picks = np.random.default_rng(0).integers(len(rounds), size=(DRAWS, len(rounds)))
     draws = tuple(
         _of_shape(model.shape, dict(zip(sizes, map(Turn._make, each), strict=True)), samples)
-        for each in drawn.tolist()
+        for each in _typical(table[picks]).tolist()
     )
     return Forecast(model, draws)
 
 
 def median_turns(rounds: Sequence[Round]) -> Round:
-    """Return the median turn of each step_size, by its parts."""
-    return {
-        size: Turn(*np.median([each[size] for each in rounds], axis=0).tolist())
-        for size in rounds[0]
-    }
+    """Return the median turn of each step_size."""
+    sizes, table = _table(rounds)
+    return dict(zip(sizes, map(Turn._make, _typical(table).tolist()), strict=True))
+
+
+def _table(rounds: Sequence[Round]) -> tuple[list[int], np.ndarray]:
+    """Return the step_sizes, and the turns as rounds x step_sizes x (passes, once)."""
+    sizes = sorted(rounds[0])
+    return sizes, np.array([[each[size] for size in sizes] for each in rounds])
+
+
+def _typical(table: np.ndarray) -> np.ndarray:
+    """Return the median over rounds, third from the last: of the whole time, in its median shares.
+
+    Medians of the parts would add up to less than the median of the whole.
+    """
+    parts = np.median(table, axis=-3)
+    whole = np.median(table.sum(axis=-1), axis=-2)
+    scaled: np.ndarray = parts * (whole / parts.sum(axis=-1))[..., None]
+    return scaled
 
 
 def _noise(table: np.ndarray) -> list[float]:
