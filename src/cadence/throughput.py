@@ -37,9 +37,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-BEND = 0.03
-"""The relative error at a measured step_size, or twice its own uncertainty where that is more, from
-which on a shape is too simple."""
+BEND, MOST_BEND = 0.03, 0.1
+"""The relative errors at a measured step_size from which on a shape is too simple: the first, or
+twice its own uncertainty where that is more; the second however uncertain it is."""
 
 NEAR_CEILING = 0.95
 """The share of the ceiling at which a larger step_size has nothing more to win."""
@@ -198,7 +198,8 @@ def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = Non
         samples: In a mini-batch, summed over processes.
         noise: The relative uncertainty of each step_size's seconds; None = there is none.
     """
-    bounds = {size: max(BEND, 2 * (noise or {}).get(size, 0.0)) for size in turns}
+    uncertain = noise or dict.fromkeys(turns, 0.0)
+    bounds = {size: min(MOST_BEND, max(BEND, 2 * uncertain[size])) for size in turns}
     possible = list(SHAPES)[: len(turns)]
     for shape in possible:
         model = _of_shape(shape, turns, samples)
@@ -275,8 +276,13 @@ def _typical(table: np.ndarray) -> np.ndarray:
 
 
 def _noise(table: np.ndarray) -> list[float]:
-    """Return the relative standard error of each step_size's median seconds."""
+    """Return the relative standard error of each step_size's median seconds.
+
+    From the median deviation, as that of a normal distribution: a turn that was held up by chance
+    is to count for one turn.
+    """
     seconds = table.sum(axis=2)
-    of_median = math.sqrt(math.pi / 2 / len(seconds))  # of a normal distribution's
-    found: list[float] = (of_median * seconds.std(axis=0, ddof=1) / np.median(seconds, 0)).tolist()
+    typical = np.median(seconds, axis=0)
+    deviation = np.median(np.abs(seconds - typical), axis=0) / 0.6745
+    found: list[float] = (deviation / typical * math.sqrt(math.pi / 2 / len(seconds))).tolist()
     return found
