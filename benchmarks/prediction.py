@@ -6,7 +6,8 @@
 As `python -m src.advise` does, a probe trains turns of step_size 1, 4 and 16 (mini-batches per
 update), and a model of their time predicts the throughput of others. In each round every one of
 1, 2, 4, 8, 16 and 32 takes a turn of its own beside them, in an order that rotates, and none of
-these goes into the model. An error is the prediction over the median of these turns, less 1. With
+these goes into the model. An error is the prediction over the median of these turns, less 1;
+"measured again" is the probe's own turns of that step_size over them, less 1: noise alone. With
 ``auto`` the micro-batch and the threads of each step_size are found first, outside the clock.
 """
 
@@ -23,7 +24,7 @@ from benchmarks.memory import conditions, line, minibatches, progress
 from cadence import Trainer
 from cadence.allocator import keep_memory
 from cadence.probe import STEP_SIZES, Turns
-from cadence.throughput import Estimate, Forecast, Model, Round, Turn, forecast
+from cadence.throughput import Estimate, Forecast, Model, Round, Turn, forecast, median_turns
 from cadence.tuning import Auto
 
 MEASURED = (1, 2, 4, 8, 16, 32)
@@ -39,6 +40,9 @@ class Row:
     step_size: int
     predicted: Estimate
     measured: float
+    again: float | None
+    """Measured in the probe's turns, which differ from the others by noise alone; None = it was not
+    probed."""
 
     @property
     def error(self) -> float:
@@ -75,11 +79,13 @@ def measured(job: Job, mode: str, rounds: int) -> tuple[Forecast, list[Row]]:
         own.append(found[False])
     progress("")
     predicted = forecast(probed, turns.samples)
+    typical = median_turns(probed)
     rows = []
     for size in MEASURED:
         seconds = statistics.median(each[size].seconds for each in own)
         estimate = predicted.estimate(partial(Model.throughput, step_size=size))
-        rows.append(Row(size, estimate, size * turns.samples / seconds))
+        again = size * turns.samples / typical[size].seconds if size in typical else None
+        rows.append(Row(size, estimate, size * turns.samples / seconds, again))
     return predicted, rows
 
 
@@ -87,13 +93,14 @@ def table(name: str, mode: str, predicted: Forecast, rows: Sequence[Row]) -> Ite
     """Yield the table of one job and mode."""
     yield f"**{name}, {mode}**: passes {predicted.model.shape} in step_size"
     yield ""
-    yield line(["step_size", "measured, samples/s", "predicted", "error, %"])
-    yield line(["---:"] * 4)
+    yield line(["step_size", "measured, samples/s", "predicted", "error, %", "measured again, %"])
+    yield line(["---:"] * 5)
     for row in rows:
         value, low, high = row.predicted
         said = f"{value:,.0f} ({low:,.0f} to {high:,.0f})"
         name = f"{row.step_size}{'' if row.step_size in STEP_SIZES else ' (not probed)'}"
-        yield line([name, f"{row.measured:,.0f}", said, f"{100 * row.error:+.1f}"])
+        again = "-" if row.again is None else f"{100 * (row.again / row.measured - 1):+.1f}"
+        yield line([name, f"{row.measured:,.0f}", said, f"{100 * row.error:+.1f}", again])
     yield ""
     yield errors(rows)
 

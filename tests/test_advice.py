@@ -232,19 +232,22 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_probe_leaves_the_trainer_as_it_was() -> None:
     data = cut(noisy(40), [2] * 20)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
-    trainer = Trainer(model, AdamW(model.parameters(), lr=0.01), Regression(), 3, "cpu")
-    trainer.fit(data, epochs=1)
+    schedule = {0: 3, 60: 5}
+    trainer = Trainer(model, AdamW(model.parameters(), lr=0.01), Regression(), schedule, "cpu")
+    fitted = trainer.fit(data, epochs=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
     clock = trainer.clock
 
     probe(trainer, data, step_sizes=(1, 2), halfway=40)
 
-    assert (trainer.clock, trainer.step_size) == (clock, 3)
+    assert (trainer.clock, trainer.step_size, trainer.fitted.updates) == (clock, 3, fitted.updates)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     now = [state["exp_avg"] for state in trainer.optimizer.state.values()]
     assert all(map(torch.equal, now, moments))
     assert all(parameter.grad is None for parameter in model.parameters())
+    trainer.fit(data, epochs=2)
+    assert trainer.step_size == 5  # the schedule goes on
 
 
 @pytest.mark.usefixtures("_short")

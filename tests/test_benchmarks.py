@@ -103,5 +103,5 @@ def test_prediction_prints_its_tables() -> None:
 
     for mode in ("sequential", "auto"):
         assert any(line.startswith(f"**digits MLP, {mode}**: passes ") for line in lines)
-    assert "| step_size | measured, samples/s | predicted | error, % |" in lines
+    assert "| step_size | measured, samples/s | predicted | error, % | measured again, % |" in lines
     assert any(line.startswith("all: error: median ") for line in lines)

@@ -100,7 +100,9 @@ def test_a_bent_machine_is_met_where_it_was_measured_and_between() -> None:
 def test_a_shape_is_too_simple_only_beyond_the_noise() -> None:
     measured = turns(0.0, {1: 1.0, 4: 4.0, 16: 17.6})
 
-    assert fitted(measured, 32, noise={1: 0.0, 4: 0.0, 16: 0.0}).shape != "proportional"
+    assert fitted(measured, 32).shape != "proportional"
+    far = turns(0.0, {1: 1.0, 4: 4.0, 16: 22.0})
+    assert fitted(far, 32, noise=dict.fromkeys(far, 0.5)).shape != "proportional"
     found = fitted(measured, 32, noise=dict.fromkeys(measured, 0.05))
     assert found.shape == "proportional"
     # the least squared relative errors: x = (1 + 1 + 1 / 1.1) / (1 + 1 + 1 / 1.1 ** 2)
@@ -116,9 +118,10 @@ def test_time_never_falls_with_step_size() -> None:
 
 
 def test_the_median_turn_stands_for_all() -> None:
-    rounds = [turns(1.0, {1: 5.0}), turns(2.0, {1: 9.0}), turns(9.0, {1: 6.0})]
+    rounds = [turns(1.0, {1: 5.0}), turns(3.0, {1: 9.0}), turns(8.0, {1: 6.0})]
 
-    assert median_turns(rounds) == {1: Turn(6.0, 2.0)}
+    # 6, 12 and 14 s, so 12 in all; the parts' medians, 6 and 3, are 2 to 1
+    assert median_turns(rounds) == {1: pytest.approx((8.0, 4.0))}
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
@@ -142,6 +145,13 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         held += low <= truth.throughput(32) <= high
 
     assert held >= 100 * (LEVEL - 0.1)
+
+
+def test_one_turn_that_was_held_up_hides_no_bend() -> None:
+    rounds = [turns(0.5, {size: 1.0 + size for size in (1, 4, 16)}) for _ in range(6)]
+    rounds[3] = turns(0.5, {1: 20.0, 4: 50.0, 16: 170.0})
+
+    assert forecast(rounds, 32).model.shape == "straight"
 
 
 def test_without_noise_the_interval_is_a_point() -> None:

@@ -101,31 +101,31 @@ def probe(
     """
     minibatches = batches_in(train_loader)
     sizes = _possible(step_sizes, minibatches)
-    before, own_step_size = copy.deepcopy(trainer.state({})), trainer.step_size
-    turns = Turns(trainer, train_loader, minibatches)
+    before = copy.deepcopy(trainer.state({}))
+    working = copy.copy(trainer)  # with a step_size and a clock of its own
+    turns = Turns(working, train_loader, minibatches)
     try:
         turns.settle(sizes)
         rounds: list[Round] = []
         start = perf_counter()
         while _goes_on(len(rounds), perf_counter() - start):
             rounds.append({size: turns.turn(size) for size in sizes})
-        trainer.restore(copy.deepcopy(before))
-        trainer.step_size = own_step_size
-        trainer.fit(train_loader, max_samples=halfway, max_seconds=FIRST_SECONDS)
-        clock = trainer.clock
-        first = clock.samples - before.clock.samples
-        noise = noise_scale(trainer, train_loader, autocast)
+        begun = copy.copy(trainer)
+        begun.restore(copy.deepcopy(before))
+        begun.fit(train_loader, max_samples=halfway, max_seconds=FIRST_SECONDS)
+        samples = begun.clock.samples - before.clock.samples
+        items = begun.clock.items - before.clock.items
+        noise = noise_scale(begun, train_loader, autocast)
     finally:
         trainer.restore(before)
-        trainer.step_size = own_step_size
     return Probe(
         rounds=rounds,
         samples=turns.samples,
-        items=turns.samples * (clock.items - before.clock.items) / first,
+        items=turns.samples * items / samples,
         minibatches=minibatches,
         memory_mib=turns.memory_mib,
         noise=noise,
-        first_samples=first,
+        first_samples=samples,
     )
 
 
@@ -176,6 +176,7 @@ class Turns:
                 seconds = self.turn(size).seconds
                 if not self._trainer.is_tuning:
                     break
+            self.memory_mib[size] = self._memory.mib()
             self._windows[size] = 1 + max(WINDOWS, math.ceil(TURN_SECONDS / seconds))
 
     def turn(self, size: int) -> Turn:
@@ -187,7 +188,6 @@ class Turns:
         full = parts.samples[first:] == parts.samples.max()
         data, compute, sync, update = (part[first:][full].mean() for part in parts[1:])
         self.samples = float(parts.samples.max()) / size
-        self.memory_mib[size] = max(self._memory.mib(), self.memory_mib.get(size, 0.0))
         return Turn(float(data + compute), float(sync + update))
 
     def _limit(self, size: int) -> dict[str, Any]:
@@ -211,7 +211,8 @@ def noise_scale(
     """
     accumulate = Accumulator(trainer.model, trainer.objective, autocast=autocast)
     parameters = [each for group in trainer.optimizer.param_groups for each in group["params"]]
-    noise = NoiseScale(block=1)  # the weights stand still, so the windows are independent
+    # The weights stand still, so each window is independent of the others.
+    noise = NoiseScale(block=1, renewed_every=1)
     minibatches = _epoch_after_epoch(train_loader, trainer.clock.epoch)
     start = perf_counter()
     for number, window in enumerate(windows(minibatches, NOISE_MINIBATCHES)):

@@ -37,9 +37,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-BEND = 0.03
-"""The relative error at a measured step_size, or twice its own uncertainty where that is more, from
-which on a shape is too simple."""
+BEND, MOST_BEND = 0.03, 0.1
+"""The relative errors at a measured step_size from which on a shape is too simple: the first, or
+twice its own uncertainty where that is more; the second however uncertain it is."""
 
 NEAR_CEILING = 0.95
 """The share of the ceiling at which a larger step_size has nothing more to win."""
@@ -198,7 +198,8 @@ def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = Non
         samples: In a mini-batch, summed over processes.
         noise: The relative uncertainty of each step_size's seconds; None = there is none.
     """
-    bounds = {size: max(BEND, 2 * (noise or {}).get(size, 0.0)) for size in turns}
+    uncertain = noise or dict.fromkeys(turns, 0.0)
+    bounds = {size: min(MOST_BEND, max(BEND, 2 * uncertain[size])) for size in turns}
     possible = list(SHAPES)[: len(turns)]
     for shape in possible:
         model = _of_shape(shape, turns, samples)
@@ -241,30 +242,47 @@ def forecast(rounds: Sequence[Round], samples: float) -> Forecast:
         rounds: At least two.
         samples: In a mini-batch, summed over processes.
     """
-    table = np.array([[each[size] for size in sorted(each)] for each in rounds])
-    sizes = sorted(rounds[0])
+    sizes, table = _table(rounds)
     model = fitted(median_turns(rounds), samples, dict(zip(sizes, _noise(table), strict=True)))
-    random = np.random.default_rng(0)
-    picks = random.integers(len(rounds), size=(DRAWS, len(rounds)))
-    drawn = np.median(table[picks], axis=1)  # draws x step_sizes x (passes, once)
+    picks = np.random.default_rng(0).integers(len(rounds), size=(DRAWS, len(rounds)))
     draws = tuple(
         _of_shape(model.shape, dict(zip(sizes, map(Turn._make, each), strict=True)), samples)
-        for each in drawn.tolist()
+        for each in _typical(table[picks]).tolist()
     )
     return Forecast(model, draws)
 
 
 def median_turns(rounds: Sequence[Round]) -> Round:
-    """Return the median turn of each step_size, by its parts."""
-    return {
-        size: Turn(*np.median([each[size] for each in rounds], axis=0).tolist())
-        for size in rounds[0]
-    }
+    """Return the median turn of each step_size."""
+    sizes, table = _table(rounds)
+    return dict(zip(sizes, map(Turn._make, _typical(table).tolist()), strict=True))
+
+
+def _table(rounds: Sequence[Round]) -> tuple[list[int], np.ndarray]:
+    """Return the step_sizes, and the turns as rounds x step_sizes x (passes, once)."""
+    sizes = sorted(rounds[0])
+    return sizes, np.array([[each[size] for size in sizes] for each in rounds])
+
+
+def _typical(table: np.ndarray) -> np.ndarray:
+    """Return the median over rounds, third from the last: of the whole time, in its median shares.
+
+    Medians of the parts would add up to less than the median of the whole.
+    """
+    parts = np.median(table, axis=-3)
+    whole = np.median(table.sum(axis=-1), axis=-2)
+    scaled: np.ndarray = parts * (whole / parts.sum(axis=-1))[..., None]
+    return scaled
 
 
 def _noise(table: np.ndarray) -> list[float]:
-    """Return the relative standard error of each step_size's median seconds."""
+    """Return the relative standard error of each step_size's median seconds.
+
+    From the median deviation, as that of a normal distribution: a turn that was held up by chance
+    is to count for one turn.
+    """
     seconds = table.sum(axis=2)
-    of_median = math.sqrt(math.pi / 2 / len(seconds))  # of a normal distribution's
-    found: list[float] = (of_median * seconds.std(axis=0, ddof=1) / np.median(seconds, 0)).tolist()
+    typical = np.median(seconds, axis=0)
+    deviation = np.median(np.abs(seconds - typical), axis=0) / 0.6745
+    found: list[float] = (deviation / typical * math.sqrt(math.pi / 2 / len(seconds))).tolist()
     return found
