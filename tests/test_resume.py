@@ -22,9 +22,10 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
 from cadence import Trainer
-from cadence.checkpoint import Checkpoints, latest, read
+from cadence.checkpoint import FOLDER, Checkpoints, latest, read
 from cadence.clock import Clock
 from cadence.data import TensorData, loader
+from cadence.models.mlp import mlp
 from cadence.objectives import Regression
 from cadence.record import Fitted
 from cadence.schedule import cosine
@@ -320,20 +321,30 @@ def test_the_best_model_of_a_run_is_evaluated_as_the_run_found_it(
     )
 
 
-def test_a_logged_model_is_loaded_by_mlflow_and_computes_what_was_trained(
+def test_a_logged_model_is_the_best_and_is_loaded_by_mlflow_to_compute_the_same(
     command: CommandLine, tmp_path: Path, tracking_uri: str
 ) -> None:
-    ended = command("trainer.max_epochs=1", f"track.uri={tracking_uri}", "track.log_model=true")
+    worsening = ("optimizer.lr=0.1", "trainer.max_epochs=6", "trainer.checkpoint_every=1437")
+    ended = command(*worsening, f"track.uri={tracking_uri}", "track.log_model=true")
     assert ended.returncode == 0, ended.stderr
-    state = read(tmp_path / "run" / "checkpoints" / "last.pt")
+    state, best = (read(tmp_path / "run" / FOLDER / name) for name in ("last.pt", "best.pt"))
 
     mlflow.set_tracking_uri(tracking_uri)
-    model = mlflow.pytorch.load_model(f"runs:/{state.mlflow_run_id}/model")
-    signature = mlflow.models.get_model_info(f"runs:/{state.mlflow_run_id}/model").signature
+    uri = f"runs:/{state.mlflow_run_id}/model"
+    model = mlflow.pytorch.load_model(uri)
+    info = mlflow.models.get_model_info(uri)
 
-    assert same(model.state_dict().values(), state.model.values())
+    assert best.clock.samples < state.clock.samples
+    assert same(model.state_dict().values(), best.model.values())
+    assert not same(model.state_dict().values(), state.model.values())
+    signature = info.signature
     assert signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
     assert signature.outputs.inputs[0].shape == (-1, 10)
+    inputs = torch.from_numpy(mlflow.models.Model.load(uri).load_input_example(uri))
+    assert inputs.shape == (2, 1, 8, 8)
+    expected = mlp((1, 8, 8), 10, (128,))
+    expected.load_state_dict(best.model)
+    assert torch.equal(model(inputs), expected(inputs))
     run = mlflow.MlflowClient(tracking_uri).get_run(str(state.mlflow_run_id))
     assert run.info.status == "FINISHED"
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from told import in_mlflow, in_the_folder
 from cadence import address, delivery
 from cadence.clock import Clock
 from cadence.journal import BUFFERED, FILE
+from cadence.lineage import Lineage
 from cadence.manifest import Delivered
 from cadence.track import Tracker
 from src import sync
@@ -136,6 +138,34 @@ def test_points_that_are_sent_again_through_a_server_are_kept_once(
 
     assert Delivered.load(tmp_path) == done
     assert in_mlflow(server.uri, tracked.run_id) == in_the_folder(tmp_path)
+
+
+def test_a_sweep_waits_between_two_trials_for_a_server_that_went_away_but_not_for_ever(
+    server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(address, "FIRST_PAUSE_SECONDS", 0.05)
+    lineage = Lineage(server.uri, "waiting", "a sweep", tmp_path, parent=None)
+    server.kill()
+    with monkeypatch.context() as impatient:
+        impatient.setattr(address, "WAIT_SECONDS", 0.0)
+        with pytest.raises(ValueError, match="MLflow cannot log there") as refused:
+            lineage.child(7)
+    assert str(refused.value).endswith("; correct it, or train without by track=none")
+    with ThreadPoolExecutor(1) as pool:
+        child = pool.submit(lineage.child, 7)
+        while not caplog.messages:
+            assert not child.done()
+        server.start()
+        run = mlflow.MlflowClient(server.uri).get_run(child.result())
+
+    assert run.data.tags["mlflow.parentRunId"] == lineage.parent
+    assert run.data.tags["optuna.trial_number"] == "7"
+    (said,) = caplog.messages
+    assert said.startswith(f"track.uri={server.uri}: no MLflow server answers (")
+    assert said.endswith("; the sweep waits, up to 60 minutes")
 
 
 def test_a_server_that_is_down_at_the_start_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
