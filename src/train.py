@@ -21,10 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
+from cadence.liveness import going_on
 from cadence.redaction import redact_files, redact_logs, redacted
 from src.build import Run, build, effective_batch
 from src.errors import errors_in_one_line, interruptible, logged_with_traceback
 from src.resume import check_changes, with_resume
+from src.secrecy import with_secrets_in_environment
 
 if TYPE_CHECKING:
     from cadence.checkpoint import State
@@ -77,7 +79,15 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
     folder = Path(HydraConfig.get().runtime.output_dir)
-    state = _state_to_go_on_from(settings, cfg)
+    with going_on(folder) if in_sweep else nullcontext():
+        return _train_in(folder, cfg, settings)
+
+
+def _train_in(folder: Path, cfg: DictConfig, settings: "Config") -> tuple[float, float]:
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and settings.resume is not None:
+        settings.resume = _own_if_begun(folder, settings.resume)
+    state = _state_to_go_on_from(settings, folder, cfg)
     if state is not None:
         _take_numbers_along(Path(settings.resume or ""), folder)
     run = build(settings)
@@ -168,14 +178,22 @@ def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
     }
 
 
-def _state_to_go_on_from(settings: "Config", cfg: DictConfig) -> "State | None":
+def _own_if_begun(folder: Path, elsewhere: str) -> str:
+    """Return where a trial goes on: in its own folder, if its engine had it begun there before."""
+    from cadence.checkpoint import has_begun
+
+    return str(folder) if has_begun(folder) else elsewhere
+
+
+def _state_to_go_on_from(settings: "Config", folder: Path, cfg: DictConfig) -> "State | None":
     """Return the state that ``resume=`` names; None = the run begins."""
     if settings.resume is None:
         return None
     from cadence.checkpoint import FOLDER, has_begun, latest
 
     if not has_begun(Path(settings.resume)):
-        log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
+        if Path(settings.resume) != folder:  # else it is a trial that may be begun twice
+            log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
         return None
     state = latest(Path(settings.resume) / FOLDER)
     check_changes(state, _kept_config(cfg))
@@ -330,9 +348,12 @@ def main() -> None:
     """Run the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
     with errors_in_one_line(), interruptible():
-        sys.argv[1:] = with_resume(sys.argv[1:], ROOT / "mlruns" / "runs")
+        arguments = with_resume(sys.argv[1:], ROOT / "mlruns" / "runs")
+        sys.argv[1:] = with_secrets_in_environment(arguments)
         train()
 
 
 if __name__ == "__main__":
-    main()
+    from src import train as hall  # a worker cannot import __main__: it would miss what is set here
+
+    hall.main()
