@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
+from cadence.liveness import going_on
 from cadence.redaction import redact_files, redact_logs, redacted
 from cadence.shares import Plan
 from cadence.window import StepSizeSchedule
@@ -35,6 +36,7 @@ from src.launch import (
     without_a_trace,
 )
 from src.resume import check_changes, with_resume
+from src.secrecy import with_secrets_in_environment
 
 if TYPE_CHECKING:
     from cadence.checkpoint import State
@@ -87,6 +89,14 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
         raise configs.ConfigError(
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with going_on(folder) if in_sweep else nullcontext():
+        return _on_processes(cfg, settings)
+
+
+def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
+    """Train in this process, or in those that it starts."""
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     count = processes_wanted(settings)
     check_device(settings, count)
     if is_launched() and in_sweep:
@@ -104,10 +114,14 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
 def trained(cfg: DictConfig) -> tuple[float, float]:
     """Train in this process, alone or beside others, and return what `train` does."""
     settings = configs.checked(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and settings.resume is not None:
+        settings.resume = _own_if_begun(folder, settings.resume)
     count = processes_wanted(settings)
     with joined_processes(settings, count) as processes:
         kept = _kept_config(cfg, count)
-        state = _state_to_go_on_from(settings, kept)
+        state = _state_to_go_on_from(settings, folder, kept)
         began_with = None if state is None else state.config
         step_sizes = planned_step_sizes(settings, count, began_with)
         kept[WINDOW] = sum(Plan(step_sizes, count).at(0))
@@ -248,14 +262,22 @@ def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
     }
 
 
-def _state_to_go_on_from(settings: "Config", kept: dict[str, Any]) -> "State | None":
+def _own_if_begun(folder: Path, elsewhere: str) -> str:
+    """Return where a trial goes on: in its own folder, if its engine had it begun there before."""
+    from cadence.checkpoint import has_begun
+
+    return str(folder) if has_begun(folder) else elsewhere
+
+
+def _state_to_go_on_from(settings: "Config", folder: Path, kept: dict[str, Any]) -> "State | None":
     """Return the state that ``resume=`` names; None = the run begins."""
     if settings.resume is None:
         return None
     from cadence.checkpoint import FOLDER, has_begun, latest
 
     if not has_begun(Path(settings.resume)):
-        log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
+        if Path(settings.resume) != folder:  # else it is a trial that may be begun twice
+            log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
         return None
     state = latest(Path(settings.resume) / FOLDER)
     check_changes(state, kept)
@@ -426,9 +448,12 @@ def main() -> None:
     """Run the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
     with errors_in_one_line(), interruptible():
-        sys.argv[1:] = without_a_trace(with_resume(sys.argv[1:], ROOT / "mlruns" / "runs"))
+        arguments = with_resume(sys.argv[1:], ROOT / "mlruns" / "runs")
+        sys.argv[1:] = without_a_trace(with_secrets_in_environment(arguments))
         train()
 
 
 if __name__ == "__main__":
-    main()
+    from src import train as hall  # a worker cannot import __main__: it would miss what is set here
+
+    hall.main()

@@ -1,13 +1,19 @@
-"""A real MLflow server on this machine alone, which tests kill, stop and start again."""
+"""Real servers on this machine alone: MLflow's, which tests kill and start again; PostgreSQL's."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import psycopg
+import pytest
 
 
 def free_port() -> int:
@@ -62,3 +68,58 @@ class MlflowServer:
         except OSError:
             return False
         return True
+
+
+def program(name: str) -> str | None:
+    """Where Debian or the PATH has one of PostgreSQL's programs."""
+    debian = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(debian[-1]) if debian else shutil.which(name)
+
+
+needs_postgres = pytest.mark.skipif(
+    not (program("initdb") and program("postgres")) and not os.environ.get("CI"),
+    reason="needs PostgreSQL's server (apt-get install postgresql)",
+)
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[int]:
+    """Run PostgreSQL's server in a folder, and give its port; its user is cadence."""
+    user = None
+    if os.geteuid() == 0:  # the server refuses to run as root
+        user = "postgres"
+        shutil.chown(folder, user)
+    port = free_port()
+    initdb, server = program("initdb"), program("postgres")
+    assert initdb is not None
+    assert server is not None
+    data = folder / "data"
+    subprocess.run(
+        [initdb, "-D", data, "-U", "cadence", "-A", "trust", "--no-sync"],
+        user=user,
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    process = subprocess.Popen(
+        [server, "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"],
+        user=user,
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not _accepts(port):
+            assert process.poll() is None
+            time.sleep(0.2)
+        yield port
+    finally:
+        process.send_signal(signal.SIGINT)  # do not wait for clients
+        process.wait(timeout=60)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        psycopg.connect(f"postgresql://cadence@127.0.0.1:{port}/postgres").close()
+    except psycopg.OperationalError:
+        return False
+    return True

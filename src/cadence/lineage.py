@@ -1,7 +1,7 @@
 """A sweep's runs in MLflow: one parent, named after the study, and a child for each trial."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,12 +87,13 @@ class Lineage:
         with refused(self._uri):
             return bool(self._client.get_run(run_id).info.status == "FINISHED")
 
-    def end_lost(self) -> None:
-        """End the children that still seem to run: their process is dead."""
+    def end_lost(self, spared: Collection[str] = ()) -> None:
+        """End the children that still seem to run and are not spared: their process is dead."""
         lost = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent}' and attributes.status = 'RUNNING'"
         with _borne("which trials its dead process left behind"):
             for run in self._client.search_runs([self._experiment], lost):
-                self.end_child(run.info.run_id, "KILLED", "its sweep died")
+                if run.info.run_id not in spared:
+                    self.end_child(run.info.run_id, "KILLED", "its sweep died")
 
     def end(self, status: str, files: Sequence[Path]) -> None:
         """Keep the report with the parent and end it."""

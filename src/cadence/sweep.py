@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +112,22 @@ def _name_objectives(study: optuna.Study) -> None:
             study.set_metric_names(list(OBJECTIVES))
 
 
+def running(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that are begun and not told, in their order."""
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def note(study: optuna.Study, trial: FrozenTrial, news: Mapping[str, Any]) -> None:
+    """Keep user attributes with a trial that is not told yet, though another process began it."""
+    for name, value in news.items():
+        study._storage.set_trial_user_attr(trial._trial_id, name, value)
+
+
 def close_abandoned(
-    study: optuna.Study, result: Callable[[FrozenTrial], tuple[float, float] | None]
+    study: optuna.Study,
+    result: Callable[[FrozenTrial], tuple[float, float] | None],
+    *,
+    spared: Collection[int] = (),
 ) -> list[FrozenTrial]:
     """Close the trials that a dead sweep left running, and ask their points again.
 
@@ -121,18 +135,20 @@ def close_abandoned(
         study: The study; no other process may be running it.
         result: A trial's values if its training came to its end before the sweep died, which only
             remains to be told; None = it did not.
+        spared: Numbers of trials that stay as they are.
 
     Returns:
         The trials that were closed; each is FAIL and has the user attribute ``abandoned``.
     """
     abandoned = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    for trial in running(study):
+        if trial.number in spared:
+            continue
         values = result(trial)
         if values is not None:
             study.tell(trial.number, list(values))
             continue
-        storage = study._storage  # the one way to mark a trial that another process began
-        storage.set_trial_user_attr(trial._trial_id, "abandoned", True)
+        note(study, trial, {"abandoned": True})
         study.tell(trial.number, state=TrialState.FAIL)
         point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if point:  # one that died before it had a point has nothing to ask again

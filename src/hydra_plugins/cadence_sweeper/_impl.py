@@ -7,6 +7,8 @@ what it lacks is decided between the batches, from the study alone.
 import copy
 import logging
 import math
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from cadence import sweep as sweeps
 from cadence.checkpoint import has_begun
 from cadence.config import ConfigError, checked, flattened
 from cadence.console import open_console, print_report
+from cadence.liveness import goes_on
 from cadence.redaction import in_one_line, redacted
 from cadence.report import write_report
 from cadence.summary import FILE as SUMMARY
@@ -49,6 +52,24 @@ SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
 SUBDIR = "trials/${hydra.job.num}"
 """Where a trial's run folder is, within the sweep's."""
 
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+"""Hydra's own launcher, which runs one trial after another in this process."""
+
+ON_THIS_MACHINE = ("joblib", "submitit_local", "ray")
+"""Launchers whose workers are on this machine; Ray's are, unless it is told of a cluster."""
+
+CHATTY = (
+    "hydra._internal",
+    "hydra_plugins.hydra_optuna_sweeper",
+    "hydra_plugins.hydra_joblib_launcher",
+    "hydra_plugins.hydra_submitit_launcher",
+    "hydra_plugins.hydra_ray_launcher",
+)
+"""Loggers of what the sweep itself says in fewer words."""
+
+GRACE_SECONDS = 10.0
+"""How long an interrupted sweep waits for its workers to end with it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -64,7 +85,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         self._total, self._jobs = n_trials, n_jobs
         self._console = open_console()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        for chatty in ("hydra_plugins.hydra_optuna_sweeper", "hydra._internal"):
+        for chatty in CHATTY:
             logging.getLogger(chatty).setLevel(logging.ERROR)
 
     def setup(
@@ -73,7 +94,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         """Take the composed config, and stand between the official sweeper and its launcher."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert self.launcher is not None
-        self.launcher = _Watched(self.launcher, self._keep)
+        self.launcher = _Watched(self.launcher, self._keep, self._without_the_dead)
         self._config = config
         self._task = copy.deepcopy(config)  # the run's own config, as a run sees it
         OmegaConf.set_readonly(self._task, False)
@@ -102,18 +123,18 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 self._go_on(arguments, question)
 
     def _go_on(self, arguments: list[str], question: sweeps.Question) -> None:
-        status = "FAILED"
+        status, patience = "FAILED", math.inf
         try:
             self._lineage = self._open_lineage()
-            self._close_abandoned()
+            self._close_abandoned(patience)
             self._run(arguments, question)
             status = "FINISHED"
         except KeyboardInterrupt:
-            status = "KILLED"
+            status, patience = "KILLED", GRACE_SECONDS
             self._console.print("interrupted; the same command goes on from here")
             raise
         finally:
-            self._close_abandoned()
+            self._close_abandoned(patience)
             self._report(status)
 
     def _check(self) -> None:
@@ -143,11 +164,26 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 f"hydra.sweep.subdir={subdir}: a sweep goes on by its trials' numbers, so it must "
                 f"be {SUBDIR}; hydra.sweep.dir= moves the whole sweep"
             )
-        if self._jobs > 1:
+        self._warn_of_neighbours()
+
+    def _warn_of_neighbours(self) -> None:
+        """Say what it means that several trials are asked at once, where that is no gain."""
+        if self._jobs == 1:
+            return
+        hydra_config = self._config.hydra
+        engine = hydra_config.runtime.choices["hydra/launcher"]
+        if hydra_config.launcher._target_ == BASIC:
             log.warning(
-                "hydra.sweeper.n_jobs=%d: trials that share a device spoil each other's "
-                "throughput; use 1 unless the launcher spreads them",
+                "hydra.sweeper.n_jobs=%d: this launcher runs one trial after another, so more are "
+                "only asked before the ones beside them are known; use 1, or hydra/launcher=joblib",
                 self._jobs,
+            )
+        elif engine in ON_THIS_MACHINE and not _has_devices_of_its_own(hydra_config.launcher):
+            log.warning(
+                "hydra.sweeper.n_jobs=%d with hydra/launcher=%s: trials that share a device spoil "
+                "each other's throughput; use 1, or give each its own (docs/cluster.md)",
+                self._jobs,
+                engine,
             )
 
     def _question(self, arguments: list[str]) -> sweeps.Question:
@@ -253,8 +289,11 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         if replicate := trial.user_attrs.get("replicate", 0):
             links.append(f"seed={self._config.seed + replicate}")
         earlier = (Path(folder) for folder in trial.user_attrs.get("earlier_folders", ()))
+        own = Path(trial.user_attrs["folder"])
         if begun := next(filter(has_begun, earlier), None):
             links.append(f"resume='{begun}'")  # it goes on where the sweep before it died
+        elif self._config.hydra.launcher._target_ != BASIC and not has_begun(own):
+            links.append(f"resume='{own}'")  # it goes on where its engine begins it a second time
         if self._lineage is not None:
             run_id = self._lineage.child(trial.number)
             trial.set_user_attr("mlflow_run_id", run_id)
@@ -311,13 +350,51 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         self._study.set_user_attr("mlflow_parent_run_id", lineage.parent)
         return lineage
 
-    def _close_abandoned(self) -> None:
-        for trial in sweeps.close_abandoned(self._study, self._result):
+    def _without_the_dead(self, error: Exception) -> Sequence[JobReturn]:
+        """Return what a batch came to in which one worker died; raise where that is not clear."""
+        self._wait(math.inf)
+        results = [self._result(trial) for trial in self._asked]
+        dead = [t for t, result in zip(self._asked, results, strict=True) if result is None]
+        if len(dead) > 1 or not all(_has_run(trial) for trial in dead):
+            raise error
+        lost = ChildProcessError(f"its worker died: {str(error).splitlines()[0]}")
+        return [
+            JobReturn(status=JobStatus.COMPLETED, _return_value=result)
+            if result
+            else JobReturn(status=JobStatus.FAILED, _return_value=lost)
+            for result in results
+        ]
+
+    def _wait(self, patience: float) -> list[FrozenTrial]:
+        """Wait for trials that run, though no launcher waits for them; return those that still do.
+
+        Args:
+            patience: Seconds to wait at most.
+        """
+        until, told = time.monotonic() + patience, False
+        while alive := [t for t in sweeps.running(self._study) if _goes_on(t)]:
+            if time.monotonic() > until:
+                break
+            if not told and patience == math.inf:
+                names = ", ".join(str(trial.number) for trial in alive)
+                self._console.print(f"waiting for what runs on without its sweep: trial {names}")
+                told = True
+            time.sleep(0.2)
+        return alive
+
+    def _close_abandoned(self, patience: float) -> None:
+        alive = self._wait(patience)
+        for trial in alive:
+            self._console.print(f"trial {trial.number} runs on; the same command takes its result")
+        spared = [trial.number for trial in alive]
+        for trial in sweeps.running(self._study):
+            sweeps.note(self._study, trial, self._summary(trial.user_attrs.get("folder", "")))
+        for trial in sweeps.close_abandoned(self._study, self._result, spared=spared):
             self._console.print(f"trial {trial.number} was cut off; its point is asked again")
         if self._lineage is not None:
-            self._lineage.end_lost()
+            self._lineage.end_lost([trial.user_attrs.get("mlflow_run_id", "") for trial in alive])
 
-    def _result(self, trial: FrozenTrial) -> tuple[float, float] | None:
+    def _result(self, trial: FrozenTrial | Trial) -> tuple[float, float] | None:
         """Return a trial's objectives if its run had ended in every place; None = it had not."""
         summary = self._summary(trial.user_attrs.get("folder", ""))
         loss, throughput = summary.get("val_loss"), summary.get("samples_per_second")
@@ -357,12 +434,34 @@ def _kept_by(storage: Any) -> Iterator[None]:
         ) from error
 
 
+def _goes_on(trial: FrozenTrial) -> bool:
+    folder = trial.user_attrs.get("folder")
+    return folder is not None and goes_on(Path(folder))
+
+
+def _has_run(trial: Trial) -> bool:
+    """Return whether a trial's process had begun: Hydra writes there what it was asked."""
+    return (Path(trial.user_attrs["folder"]) / ".hydra").is_dir()
+
+
+def _has_devices_of_its_own(launcher: DictConfig) -> bool:
+    """Return whether Ray spreads the trials: over a cluster, or over this machine's GPUs."""
+    ray = launcher.get("ray")
+    return ray is not None and bool(ray.init.get("address") or ray.remote.get("num_gpus"))
+
+
 class _Watched(Launcher):
     """A launcher whose returns are looked at before the official sweeper tells them."""
 
-    def __init__(self, launcher: Launcher, look: Callable[[Sequence[JobReturn]], None]) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        look: Callable[[Sequence[JobReturn]], None],
+        without_the_dead: Callable[[Exception], Sequence[JobReturn]],
+    ) -> None:
         self._launcher = launcher
         self._look = look
+        self._without_the_dead = without_the_dead
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -373,6 +472,13 @@ class _Watched(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Launch a batch, and show what it returned."""
-        returns = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
+        try:
+            returns = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
+        except KeyboardInterrupt:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()  # its workers would go on until this process ends
+            raise
+        except Exception as error:
+            returns = self._without_the_dead(error)
         self._look(returns)
         return returns
