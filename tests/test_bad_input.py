@@ -44,6 +44,8 @@ REFUSED = {
     "code to run; if you trust it, add its module to TRUSTED_TARGETS in src/train.py",
     "data._target_=torch.load": "data._target_=torch.load: refused, because a config can name any "
     "code to run; if you trust it, add its module to TRUSTED_TARGETS in src/train.py",
+    "distributed.processes=2": "distributed.processes=2: one process trains alone; add "
+    "distributed=ddp to train on several",
     "track.uri=folder": "MLflow 3 keeps runs in a database, not in a folder; try "
     "track.uri=sqlite:///",
     "track.uri=http://127.0.0.1:9": "track.uri=http://127.0.0.1:9: no MLflow server answers",
