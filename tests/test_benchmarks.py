@@ -66,3 +66,12 @@ def test_overhead_prints_its_difference() -> None:
     lines = printed("overhead", "--trials", "4", "--rounds", "1").splitlines()
 
     assert any(line.startswith("difference of medians:") for line in lines)
+
+
+@pytest.mark.slow
+def test_shares_prints_its_table() -> None:
+    lines = printed("shares", "--samples", "5000", "--rounds", "1").splitlines()
+
+    assert lines[0].startswith("| round | alone, samples/s |")
+    assert "[4, 4]: " in lines[-1]
+    assert "[6, 2]: " in lines[-1]

@@ -103,6 +103,12 @@ def started(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+def ran_through(*arguments: str) -> bool:
+    process = started(*arguments)
+    process.communicate()
+    return process.returncode == 0
+
+
 def after_some_progress(folder: Path) -> None:
     last = folder / "checkpoints" / "last.pt"
     while not last.exists():
@@ -115,7 +121,7 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
 
 
-LONG = ("model=cnn", "model.dropout=0.3", "trainer.checkpoint_every=2000", "trainer.max_epochs=30")
+LONG = ("model=cnn", "model.dropout=0.3", "trainer.checkpoint_every=2000", "trainer.max_epochs=20")
 
 
 @pytest.mark.slow
@@ -125,7 +131,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_bit_for_bit(
 ) -> None:
     given = (*LONG, f"track.uri={tracking_uri}")
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    assert started(*given, f"hydra.run.dir={undisturbed}").wait() == 0
+    assert ran_through(*given, f"hydra.run.dir={undisturbed}")
     process = started(*given, f"hydra.run.dir={folder}")
     after_some_progress(folder)
     all_of_them = workers(process)
@@ -145,8 +151,7 @@ def test_a_killed_process_ends_the_run_which_goes_on_bit_for_bit(
     assert summary(folder)["status"] == "FAILED"
     assert status_in_mlflow(tracking_uri, folder) == "FAILED"
 
-    resumed = started(f"resume={folder}")
-    assert resumed.wait() == 0
+    assert ran_through(f"resume={folder}")
     theirs, ours = (read(each / "checkpoints" / "last.pt") for each in (undisturbed, folder))
     assert ours.clock == theirs.clock
     assert same(ours.model.values(), theirs.model.values())
