@@ -158,6 +158,8 @@ def joined_processes(settings: "Config", count: int) -> Iterator["Processes"]:
         torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", count))))
     balances = settings.distributed.step_sizes == "auto"
     with joined(kind, settings.seed, settings.distributed.timeout, balances=balances) as processes:
+        asked = settings.model, settings.data, settings.trainer, settings.optimizer
+        processes.check_same("the config", repr((*asked, settings.distributed, settings.seed)))
         yield processes
 
 

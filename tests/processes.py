@@ -1,7 +1,7 @@
 """What each of several test processes runs: many cases, so that starting them is paid once."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.distributed import Joined, joined
 from cadence.objectives import Classification, Regression
+from cadence.shares import Balance
 
 SAID = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
 
@@ -207,6 +208,7 @@ def further_cases(processes: Joined, folder: Path) -> None:
         "loaders": other_loaders(processes),
         "half": half_precision(processes),
         "errors": errors(processes),
+        "shared anew": shared_anew(processes),
     }
     torch.save(found, folder / f"further{processes.rank}.pt")
 
@@ -302,3 +304,38 @@ def errors(processes: Joined) -> list[str]:
     with pytest.raises(ValueError, match="model") as another:
         processes.begin(nn.Linear(2, 1 + processes.rank))
     return [str(sparse.value), str(another.value)]
+
+
+class Switch(Balance):
+    """Finds at the third window of a run, within an epoch, that the first process is faster."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows = 0
+
+    def take(self, seconds: Sequence[float], window: int) -> tuple[int, ...] | None:
+        self.windows += 1
+        return (3, 1) if self.windows == 3 else None
+
+
+def shared_anew(processes: Joined) -> Found:
+    """Return what becomes of a run whose shares change within an epoch, by each kind of loader."""
+    found: Found = {}
+    for kind in ("cadence's", "torch's"):
+        processes.balance = Switch()
+        data = regression_data(60)
+        minibatches = loader(data, 4, shuffle_seed=3)
+        if kind == "torch's":
+            minibatches = DataLoader(Rows(data), batch_sampler=minibatches.batch_sampler)
+        torch.manual_seed(0)
+        model = Plain()
+        optimizer = SGD(model.parameters(), lr=0.3)
+        trainer = Trainer(model, optimizer, Regression(), 2, "cpu", processes=processes)
+        trainer.fit(minibatches, epochs=2)
+        found[kind] = {
+            "weights": [each.detach() for each in model.parameters()],
+            "clock": tuple(trainer.clock),
+            "step_sizes": trainer.step_sizes,
+        }
+    processes.balance = None
+    return found

@@ -78,6 +78,8 @@ REFUSED = {
     "(of a sweep: hydra.sweep.dir=)",
     "hydra.run.dir=/dev/null/run": "/dev/null/run: Not a directory; choose another folder by "
     "hydra.run.dir=",
+    "distributed.processes=2": "distributed.processes=2: one process trains alone; add "
+    "distributed=ddp to train on several",
     "track.uri=folder": "MLflow 3 keeps runs in a database, not in a folder; try "
     "track.uri=sqlite:///",
     "track.uri=http://127.0.0.1:9": "track.uri=http://127.0.0.1:9: no MLflow server answers",

@@ -98,6 +98,7 @@ def test_communication_prints_its_tables_and_draws(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_prediction_prints_its_tables() -> None:
     lines = printed("prediction", "--quick").splitlines()
 
@@ -105,3 +106,12 @@ def test_prediction_prints_its_tables() -> None:
         assert any(line.startswith(f"**digits MLP, {mode}**: passes ") for line in lines)
     assert "| step_size | measured, samples/s | predicted | error, % | measured again, % |" in lines
     assert any(line.startswith("all: error: median ") for line in lines)
+
+
+@pytest.mark.slow
+def test_shares_prints_its_table() -> None:
+    lines = printed("shares", "--samples", "5000", "--rounds", "1").splitlines()
+
+    assert lines[0].startswith("| round | alone, samples/s |")
+    assert "[4, 4]: " in lines[-1]
+    assert "[6, 2]: " in lines[-1]

@@ -133,3 +133,14 @@ def test_a_parameter_with_a_sparse_gradient_and_another_model_are_refused(
             "the model differs between the 2 processes; start all of them by the same command, "
             "with the same code and data",
         ]
+
+
+@pytest.mark.parametrize("kind", ["cadence's", "torch's"])
+def test_shares_that_change_within_an_epoch_change_no_window(further: list[Any], kind: str) -> None:
+    expected = Case((4,), Plain, data=lambda: regression_data(60)).trained(4, None)
+
+    for found in further:
+        of_kind = found["shared anew"][kind]
+        assert of_kind["step_sizes"] == (3, 1)
+        assert of_kind["clock"] == tuple(expected.clock)
+        assert relative_error(of_kind["weights"], expected.model.parameters()) < 1e-12
