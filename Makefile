@@ -45,7 +45,7 @@ ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
 test: $(VENV)/.installed-dev ## run the tests (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.installed-benchmarks ## train each recipe to its stated quality, open the UI (minutes)
+test-slow: $(VENV)/.installed-engines ## train each recipe to its quality, open the UI, sweep on engines (minutes)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
@@ -68,6 +68,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-benchmarks: $(VENV)/.installed-dev
 	$(PIP) -e ".[benchmarks]"
+	@touch $@
+
+$(VENV)/.installed-engines: $(VENV)/.installed-benchmarks
+	$(PIP) -e ".[joblib,slurm,ray]"
 	@touch $@
 
 clean: ## remove the virtual environment
