@@ -43,7 +43,7 @@ BUDGET_SECONDS = 60.0
 SEARCHES = 200
 """Turns in which ``auto`` must have found its setting; what it has by then is measured."""
 
-FIRST_SECONDS = 15.0
+FIRST_SECONDS = 30.0
 """How long the run is trained, to its middle at most, before its noise scale is measured: that of
 weights as they were drawn is small, and soon over."""
 
