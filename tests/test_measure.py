@@ -232,6 +232,20 @@ def test_the_parts_of_a_window_add_up_to_its_time(clock: Clockwork) -> None:
     assert parts.samples.tolist() == [64] * 4
 
 
+def test_with_one_process_synchronisation_takes_no_time_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = map(float, range(100))
+    monkeypatch.setattr("cadence.measure.perf_counter", lambda: next(ticks))
+    timer = PartTimer(CPU)
+
+    for _ in timer.arriving(range(2)):
+        timer.computed()
+        timer.window(64)
+
+    assert timer.windows().sync.tolist() == [0, 0]
+
+
 def test_the_window_time_is_the_median_of_full_windows_after_the_warm_up(clock: Clockwork) -> None:
     timer = PartTimer(CPU)
     assert timer.medians() is None

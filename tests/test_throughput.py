@@ -97,6 +97,16 @@ def test_a_bent_machine_is_met_where_it_was_measured_and_between() -> None:
         assert found.seconds(size) == pytest.approx(1.0 + truth[size])
 
 
+def test_an_update_that_takes_longer_in_larger_windows_is_no_error() -> None:
+    measured = {1: Turn(1.0, 0.5), 4: Turn(4.0, 0.9), 16: Turn(16.0, 1.4)}
+
+    found = fitted(measured, 32)
+
+    for size, turn in measured.items():
+        assert found.seconds(size) == pytest.approx(turn.seconds, rel=0.03)
+    assert found.update_share(1) == pytest.approx(0.5 / 1.5, rel=0.03)
+
+
 def test_a_shape_is_too_simple_only_beyond_the_noise() -> None:
     measured = turns(0.0, {1: 1.0, 4: 4.0, 16: 17.6})
 
@@ -148,7 +158,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_one_turn_that_was_held_up_hides_no_bend() -> None:
-    rounds = [turns(0.5, {size: 1.0 + size for size in (1, 4, 16)}) for _ in range(6)]
+    rounds = [turns(0.5, {size: 0.2 + size for size in (1, 4, 16)}) for _ in range(6)]
     rounds[3] = turns(0.5, {1: 20.0, 4: 50.0, 16: 170.0})
 
     assert forecast(rounds, 32).model.shape == "straight"

@@ -54,8 +54,8 @@ makes it at most twice as long, and all of them 2.5 %."""
 BLOCK = 16
 """Windows in a block, of which a resample draws whole ones."""
 
-RENEWED_EVERY = 64
-"""Windows between two estimates: with its interval one takes as long as half a tiny window."""
+NEW_BLOCKS = 4
+"""Blocks between two estimates: with its interval one takes as long as half a tiny window."""
 
 BLOCKS = 128
 """Blocks that count. The weights move while a run trains, and the noise scale grows, so only the
@@ -120,12 +120,10 @@ class NoiseScale:
 
     Args:
         block: Windows in a block, of which the last 128 count.
-        renewed_every: Windows between two estimates, a multiple of ``block``.
     """
 
-    def __init__(self, block: int = BLOCK, renewed_every: int = RENEWED_EVERY) -> None:
+    def __init__(self, block: int = BLOCK) -> None:
         self._block = block
-        self._renewed_every = renewed_every
         self._windows = 0
         self._blocks = np.zeros((BLOCKS, len(_COLUMNS)))
         self._new_blocks: list[list[float]] = []
@@ -153,7 +151,7 @@ class NoiseScale:
             block[3] += 1
             block[4] += parts.squares - square
             block[5] += parts.count - 1
-        if self._windows % self._renewed_every == 0:
+        if self._windows % (NEW_BLOCKS * self._block) == 0:
             self._keep_new_blocks()
 
     def _keep_new_blocks(self) -> None:
@@ -166,10 +164,10 @@ class NoiseScale:
     def estimate(self) -> Estimate:
         """Return what the last windows tell: an estimate, with its interval by resampling.
 
-        It is renewed every `RENEWED_EVERY` windows, where nothing else was asked for.
+        It is renewed every four blocks, 64 windows as a rule.
         """
         if self._estimate is None:
-            kept = (self._windows - self._windows % self._renewed_every) // self._block
+            kept = -(-self._windows // self._block) - len(self._new_blocks)
             self._estimate = self._estimated(self._blocks[:kept])
         return self._estimate
 

@@ -16,7 +16,7 @@ import torch
 
 from cadence.accumulation import Accumulator
 from cadence.batch import Batch, sample_count
-from cadence.measure import PeakMemory, warm_up
+from cadence.measure import warm_up
 from cadence.noise import NoiseScale
 from cadence.throughput import Estimate, Round, Turn
 from cadence.trainer import Trainer, announce_epoch, batches_in
@@ -43,7 +43,7 @@ BUDGET_SECONDS = 60.0
 SEARCHES = 200
 """Turns in which ``auto`` must have found its setting; what it has by then is measured."""
 
-FIRST_SECONDS = 15.0
+FIRST_SECONDS = 30.0
 """How long the run is trained, to its middle at most, before its noise scale is measured: that of
 weights as they were drawn is small, and soon over."""
 
@@ -162,11 +162,10 @@ class Turns:
         self._minibatches = minibatches
         self._batch_size = sample_count(next(iter(loader)))
         self._windows: dict[int, int] = {}
-        self._memory = PeakMemory(trainer.device)
         self.samples = math.nan
         """In a mini-batch."""
         self.memory_mib: dict[int, float] = {}
-        """The peak of each step_size above what was there before."""
+        """The peak of each step_size and of those before it, above what was there at the start."""
 
     def settle(self, sizes: Sequence[int]) -> None:
         """Let ``auto`` find its settings, and see how many windows make a turn."""
@@ -176,7 +175,8 @@ class Turns:
                 seconds = self.turn(size).seconds
                 if not self._trainer.is_tuning:
                     break
-            self.memory_mib[size] = self._memory.mib()
+            peak = self._trainer.fitted.peak_memory_mib
+            self.memory_mib[size] = max(peak, *self.memory_mib.values(), 0.0)
             self._windows[size] = 1 + max(WINDOWS, math.ceil(TURN_SECONDS / seconds))
 
     def turn(self, size: int) -> Turn:
@@ -211,8 +211,7 @@ def noise_scale(
     """
     accumulate = Accumulator(trainer.model, trainer.objective, autocast=autocast)
     parameters = [each for group in trainer.optimizer.param_groups for each in group["params"]]
-    # The weights stand still, so each window is independent of the others.
-    noise = NoiseScale(block=1, renewed_every=1)
+    noise = NoiseScale(block=1)  # the weights stand still, so the windows are independent
     minibatches = _epoch_after_epoch(train_loader, trainer.clock.epoch)
     start = perf_counter()
     for number, window in enumerate(windows(minibatches, NOISE_MINIBATCHES)):

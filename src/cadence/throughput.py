@@ -12,8 +12,9 @@ which rises with k towards its ceiling B P / t_compute. It reaches the share s o
 
 so 95 % at k = 19 base / slope.
 
-What a window does once is measured by itself, so only the passes over its mini-batches are fitted,
-by the simplest shape that meets what was measured (`SHAPES`):
+What a window does once is measured by itself, at the smallest step_size. What larger windows take
+beyond it, their passes and an update that finds its state no longer in a cache, is fitted by the
+simplest shape that meets what was measured (`SHAPES`):
 
 - *proportional*: each mini-batch is a forward and backward of its own, and they all cost the same;
 - *straight*: a window also has a price of its own, as where ``microbatch_size=auto`` runs it in one
@@ -156,31 +157,31 @@ def simple(once: float, each: float, samples: float) -> Model:
     return Model((Line(once, each),), once, samples)
 
 
-def _proportional(sizes: np.ndarray, passes: np.ndarray) -> list[Line]:
-    shares = sizes / passes
+def _proportional(sizes: np.ndarray, rest: np.ndarray) -> list[Line]:
+    shares = sizes / rest
     return [Line(0.0, float(shares.sum() / (shares**2).sum()))]
 
 
-def _straight(sizes: np.ndarray, passes: np.ndarray) -> list[Line]:
-    ones = 1 / passes
-    shares = np.stack([ones, sizes / passes], 1)
-    base, slope = np.linalg.lstsq(shares, np.ones_like(passes), rcond=None)[0]
+def _straight(sizes: np.ndarray, rest: np.ndarray) -> list[Line]:
+    ones = 1 / rest
+    shares = np.stack([ones, sizes / rest], 1)
+    base, slope = np.linalg.lstsq(shares, np.ones_like(rest), rcond=None)[0]
     if base < 0:
-        return _proportional(sizes, passes)
+        return _proportional(sizes, rest)
     if slope < 0:
         base, slope = ones.sum() / (ones**2).sum(), 0.0
     return [Line(float(base), float(slope))]
 
 
-def _bent(sizes: np.ndarray, passes: np.ndarray) -> list[Line]:
-    slopes = np.maximum(np.diff(passes) / np.diff(sizes), 0)
-    bases = passes[1:] - slopes * sizes[1:]
+def _bent(sizes: np.ndarray, rest: np.ndarray) -> list[Line]:
+    slopes = np.maximum(np.diff(rest) / np.diff(sizes), 0)
+    bases = rest[1:] - slopes * sizes[1:]
     ends = [*sizes[1:-1].tolist(), math.inf]
     return list(map(Line, bases.tolist(), slopes.tolist(), ends))
 
 
 Shape: TypeAlias = Callable[[np.ndarray, np.ndarray], list[Line]]
-"""(step_sizes, seconds of the passes) -> lines."""
+"""(step_sizes, seconds but for the update at the smallest) -> lines."""
 
 SHAPES: Mapping[str, Shape] = {
     "proportional": _proportional,
@@ -211,9 +212,9 @@ def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = Non
 
 def _of_shape(shape: str, turns: Round, samples: float) -> Model:
     sizes = sorted(turns)
-    once = turns[sizes[0]].once  # of the most windows
-    passes = np.array([turns[size].passes for size in sizes])
-    lines = SHAPES[shape](np.array(sizes, dtype=float), passes)
+    once = turns[sizes[0]].once
+    rest = np.array([turns[size].seconds - once for size in sizes])
+    lines = SHAPES[shape](np.array(sizes, dtype=float), rest)
     return Model(
         tuple(line._replace(base=line.base + once) for line in lines), once, samples, shape
     )
