@@ -19,7 +19,6 @@ import os
 import platform
 import resource
 import statistics
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -38,6 +37,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks.figures import cpu, line, progress, spread
 from benchmarks.jobs import Job, pydocs_gpt
 from cadence import Trainer, windows
 from cadence.allocator import keep_memory
@@ -65,17 +65,6 @@ LIMITED_WINDOWS = 3
 
 WIDTH, HEIGHT = 1200, 680
 """Pixels of the picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A median and what most values lie between."""
-
-    median: float
-    low: float
-    """The 10th percentile; the smallest of fewer than ten values."""
-    high: float
-    """The 90th percentile; the largest of fewer than ten values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,19 +227,6 @@ def limited_lines(threads: int) -> Iterator[str]:
     yield f"The limit leaves {free.room:.0f} MiB, {ROOM:g} times the peak of one mini-batch."
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return the median of some values, and their 10th and 90th percentile."""
-    if len(values) < 10:
-        return Spread(statistics.median(values), min(values), max(values))
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return Spread(statistics.median(values), tenths[0], tenths[-1])
-
-
-def line(fields: Sequence[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join(fields)} |"
-
-
 def table(found: dict[tuple[str, int], list[float]], step_sizes: Sequence[int]) -> Iterator[str]:
     """Yield the peaks' table."""
     yield "**Peak memory above the start of training, MiB**"
@@ -289,7 +265,7 @@ def verdicts(found: dict[tuple[str, int], list[float]], sizes: Sequence[int]) ->
 def conditions(**more: Any) -> str:
     """Return what the numbers depend on, in a line."""
     facts = {
-        "CPU": _cpu(),
+        "CPU": cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -349,22 +325,6 @@ def _scale(axes: Axes, sizes: Sequence[int]) -> None:
     axes.set_ylabel("peak above the start of training (MiB, log scale)", size=12)
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [
-        each.partition(":")[2].strip()
-        for each in (info.read_text().splitlines() if info.exists() else ())
-        if each.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def progress(text: str) -> None:
-    """Show where a measurement is, if somebody can see it."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:

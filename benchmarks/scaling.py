@@ -27,8 +27,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from benchmarks.figures import Spread, line, progress, spread
 from benchmarks.jobs import digits_mlp
-from benchmarks.memory import Spread, conditions, line, minibatches, progress, spread
+from benchmarks.memory import conditions, minibatches
 from cadence import Trainer
 from cadence.allocator import keep_memory
 from cadence.clock import Clock

@@ -31,6 +31,7 @@ from typing import Any, get_args
 import torch
 from torch.testing import assert_close
 
+from benchmarks.figures import Spread, cpu, line, progress, spread
 from benchmarks.jobs import JOBS, ClockName, Job, LoaderName, Workload
 from benchmarks.peers import (
     CONTENDERS,
@@ -65,20 +66,6 @@ class Cell:
     round: int
     samples: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A median and what most values lie between."""
-
-    median: float
-    low: float
-    """The 10th percentile; the smallest of fewer than ten values."""
-    high: float
-    """The 90th percentile; the largest of fewer than ten values."""
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 def check(workload: Workload) -> None:
@@ -156,14 +143,6 @@ def measured(
                     )
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return the median of some values, and their 10th and 90th percentile."""
-    if len(values) < 10:
-        return Spread(statistics.median(values), min(values), max(values))
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return Spread(statistics.median(values), tenths[0], tenths[-1])
-
-
 def speeds(cells: Sequence[Cell], contender: str) -> list[float]:
     """Return a contender's samples per second, round by round."""
     return [cell.samples / cell.seconds for cell in cells if cell.contender == contender]
@@ -217,15 +196,10 @@ def heading(job: Job) -> list[str]:
     return [title, "", line(head), line(["---:"] * len(head))]
 
 
-def line(fields: Sequence[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join(fields)} |"
-
-
 def conditions(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the numbers depend on."""
     return {
-        "CPU": _cpu(),
+        "CPU": cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -291,7 +265,7 @@ def main() -> None:
             job = JOBS[name]()
             print(*heading(job), sep="\n", flush=True)
             for step_size in options.step_sizes:
-                _progress(f"{name} step_size={step_size}")
+                progress(f"{name} step_size={step_size}")
                 work = Workload(
                     job=job,
                     step_size=step_size,
@@ -301,7 +275,7 @@ def main() -> None:
                     scratch=Path(folder),
                 )
                 found.append(turns(work, name, options))
-                _progress("")
+                progress("")
                 print(line(row(step_size, found[-1])), flush=True)
             print()
     facts["load after"] = round(os.getloadavg()[0], 1)
@@ -309,21 +283,6 @@ def main() -> None:
     if options.out is not None:
         raw = {"conditions": facts, "turns": [asdict(each) for each in found]}
         options.out.write_text(json.dumps(raw, indent=1) + "\n")
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (info.read_text().splitlines() if info.exists() else ())
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
