@@ -19,8 +19,9 @@ from functools import partial
 
 import torch
 
+from benchmarks.figures import conditions, line, progress, said
 from benchmarks.jobs import JOBS, Job
-from benchmarks.memory import conditions, line, minibatches, progress
+from benchmarks.memory import minibatches
 from cadence import Trainer
 from cadence.allocator import keep_memory
 from cadence.probe import STEP_SIZES, Turns
@@ -145,7 +146,7 @@ def main() -> None:
             every += rows
             print(*table(job.name, mode, predicted, rows), "", sep="\n", flush=True)
     print(f"all: {errors(every)}")
-    print(conditions(threads=options.threads, rounds=options.rounds))
+    print(said(conditions(threads=options.threads, rounds=options.rounds)))
 
 
 if __name__ == "__main__":

@@ -115,3 +115,13 @@ def test_shares_prints_its_table() -> None:
     assert lines[0].startswith("| round | alone, samples/s |")
     assert "[4, 4]: " in lines[-1]
     assert "[6, 2]: " in lines[-1]
+
+
+@pytest.mark.slow
+def test_outage_prints_that_no_point_is_missing() -> None:
+    lines = printed("outage", "--epochs", "100", "--rounds", "1").splitlines()
+
+    (start,) = (number for number, each in enumerate(lines) if each.startswith("| server |"))
+    rows = [[cell.strip() for cell in each.split("|")[1:-1]] for each in lines[start + 2 :][:3]]
+    assert [row[0] for row in rows] == ["well", "killed and restarted three times", "never answers"]
+    assert [row[-1] for row in rows] == ["0", "0", "0"]

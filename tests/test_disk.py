@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +67,16 @@ def locked(database: Path) -> Iterator[None]:
         holder.communicate()
 
 
+def runs_of(folder: Path, uri: str) -> Sequence[mlflow.entities.Run]:
+    """Return the runs in MLflow that were in a folder, the newest first."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("cadence")
+    assert experiment is not None
+    wanted = f"tags.`cadence.run_folder` = '{folder}'"
+    runs: Sequence[mlflow.entities.Run] = client.search_runs([experiment.experiment_id], wanted)
+    return runs
+
+
 RUN = ("trainer.max_epochs=3", "trainer.checkpoint_every=500", "track.every=1")
 REMEDY = "free some space"
 
@@ -88,9 +98,7 @@ def test_a_full_disk_ends_a_run_with_a_remedy_and_leaves_the_last_checkpoint_rea
     if kib == 250:
         assert latest(run / "checkpoints").clock.samples >= 500
     if kib > 16:
-        (tracked,) = mlflow.MlflowClient(tracking_uri).search_runs(
-            ["1"], f"tags.`cadence.run_folder` = '{run}'"
-        )
+        (tracked,) = runs_of(run, tracking_uri)
         assert tracked.info.status == "FAILED"
         assert in_mlflow(tracking_uri, tracked.info.run_id) == in_the_folder(run)
 
@@ -100,9 +108,7 @@ def test_a_full_disk_ends_a_run_with_a_remedy_and_leaves_the_last_checkpoint_rea
 
     assert went_on.returncode == 0, went_on.stderr
     assert latest(run / "checkpoints").clock.epoch == 3
-    (tracked, *_) = mlflow.MlflowClient(tracking_uri).search_runs(
-        ["1"], f"tags.`cadence.run_folder` = '{run}'"
-    )
+    tracked = runs_of(run, tracking_uri)[0]
     assert tracked.info.status == "FINISHED"
     assert in_mlflow(tracking_uri, tracked.info.run_id) == in_the_folder(run)
 

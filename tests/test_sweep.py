@@ -13,7 +13,9 @@ import optuna
 import pytest
 from conftest import ROOT, CommandLine
 from optuna.trial import TrialState
+from sqlalchemy import event
 
+from cadence import sweep as sweeps
 from cadence.lineage import Lineage
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
@@ -80,6 +82,25 @@ def test_a_longer_sweep_goes_on_where_the_shorter_one_ended(
     assert step_sizes(study_of(tmp_path)) == step_sizes(study_of(at_once))
     folders = sorted((tmp_path / "sweep" / "trials").iterdir())
     assert [folder.name for folder in folders] == ["0", "1", "2", "3"]
+
+
+def test_a_trials_attributes_reach_the_disk_at_once(tmp_path: Path) -> None:
+    storage = sweeps.open_storage(f"sqlite:///{tmp_path}/study.db")
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    commits = []
+    database = sweeps._database(storage)
+    assert database is not None
+    event.listen(database.engine, "commit", commits.append)
+    attributes = {f"number {index}": index for index in range(20)}
+
+    sweeps.keep(trial, attributes)
+
+    assert len(commits) == 1
+    assert study.trials[0].user_attrs == attributes
+    in_memory = optuna.create_study().ask()
+    sweeps.keep(in_memory, attributes)
+    assert in_memory.user_attrs == attributes
 
 
 def test_a_space_with_fewer_points_than_trials_ends_when_all_are_done_and_says_so(

@@ -71,7 +71,7 @@ def wait_until_delivered(folder: Path) -> None:
         pass
 
 
-def test_a_server_that_is_killed_and_restarted_costs_no_point_and_no_memory(
+def test_a_server_that_is_killed_and_restarted_three_times_costs_no_point_and_no_memory(
     server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     waiting = []
@@ -79,23 +79,27 @@ def test_a_server_that_is_killed_and_restarted_costs_no_point_and_no_memory(
         for sample in range(4000):
             tracked.log(Clock(samples=sample), {"number": 1.0 / (sample + 1)})
             waiting.append(tracked._journal.waiting)
-            if sample == 1500:
+            if sample in (500, 1500, 2500):
                 wait_until_delivered(tmp_path)
                 server.kill()
-            if sample == 3500:
-                while not caplog.messages:
+            if sample in (1400, 2400, 3900):
+                while len(caplog.messages) % 2 == 0:  # until it is said that the server is away
                     pass
                 server.start()
                 wait_until_delivered(tmp_path)
+                while len(caplog.messages) % 2 == 1:
+                    pass
 
     assert in_mlflow(server.uri, tracked.run_id) == in_the_folder(tmp_path)
     numbers = [point.step for point in in_the_folder(tmp_path) if point.key == "number"]
     assert numbers == list(range(4000))
     assert max(waiting) < BUFFERED
-    outage, back = caplog.messages
-    assert outage.startswith("MLflow takes nothing (API request to ")
-    assert outage.endswith("; what it is to be told waits in the run folder")
-    assert back == "MLflow is back, and has taken what waited"
+    outages, returns = caplog.messages[::2], caplog.messages[1::2]
+    assert len(outages) == 3
+    for outage in outages:
+        assert outage.startswith("MLflow takes nothing (API request to ")
+        assert outage.endswith("; what it is to be told waits in the run folder")
+    assert returns == ["MLflow is back, and has taken what waited"] * 3
 
 
 def test_a_server_that_accepts_and_never_answers_holds_up_neither_training_nor_its_end(

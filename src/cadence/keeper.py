@@ -42,6 +42,7 @@ class Keeper:
         self._interruption = interruption
         self._before_save = before_save
         self._saved = trainer.clock
+        self._samples_of_best = trainer.clock.samples
         self._best_waiting: State | None = None
 
     def at_boundary(self) -> None:
@@ -54,11 +55,13 @@ class Keeper:
         if self._interruption.requested:
             self.finish()
             self._interruption.check()
-        is_new_best = self._trainer.is_best and self._trainer.clock.samples > self._saved.samples
+        samples = self._trainer.clock.samples
+        is_new_best = self._trainer.is_best and samples > self._samples_of_best
         if self._is_due() or (is_new_best and self._may_save()):
             self._save()
         elif is_new_best:
             self._best_waiting = copy.deepcopy(self._state())
+            self._samples_of_best = samples
 
     def finish(self) -> None:
         """Save the state as it is now, and wait until the disk has it.
@@ -86,6 +89,8 @@ class Keeper:
             self._checkpoints.save(self._best_waiting, best=True)
         self._checkpoints.save(self._state(), best=is_best)
         self._saved, self._best_waiting = self._trainer.clock, None
+        if is_best:
+            self._samples_of_best = self._saved.samples
 
     def _state(self) -> State:
         return self._trainer.state(self._config, self._mlflow_run_id)

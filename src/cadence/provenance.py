@@ -3,14 +3,19 @@
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "optuna", "mlflow", "scikit-learn")
 
 
-def git_tags(project: Path) -> dict[str, str]:
+@cache
+def git_tags(project: Path) -> Mapping[str, str]:
     """Return MLflow's tags for a project's commit, and whether files differ from it.
+
+    It is looked at once, for a process goes on with the code that it began with.
 
     Args:
         project: A folder; where it is no git checkout, or git is missing, there are no tags.
@@ -22,6 +27,7 @@ def git_tags(project: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "cadence.git.changed": str(changed).lower()}
 
 
+@cache
 def environment() -> str:
     """Return the versions of Python, the machine and the main packages, as JSON."""
     found = {

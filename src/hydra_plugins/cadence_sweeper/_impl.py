@@ -306,8 +306,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _keep_one(self, trial: Trial, returned: JobReturn) -> None:
         """Keep a run's summary, or the reason why it failed, with its trial."""
-        for name, value in self._summary(trial.user_attrs["folder"]).items():
-            trial.set_user_attr(name, value)
+        sweeps.keep(trial, self._summary(trial.user_attrs["folder"]))
         if returned.status == JobStatus.COMPLETED and all(
             map(math.isfinite, returned.return_value)
         ):
