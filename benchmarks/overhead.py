@@ -19,7 +19,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import execution_whitelist
 
 from cadence import config as configs
-from src.train import ROOT, TRUSTED_TARGETS, build
+from src.build import build
+from src.tell import ROOT
+from src.train import TRUSTED_TARGETS
 
 TRAINING = ("experiment=digits_mlp", "trainer.max_epochs=5", "trainer.step_size=4")
 

@@ -22,7 +22,8 @@ from cadence import config as configs
 from src.build import build
 from src.errors import errors_in_one_line, interruptible
 from src.launch import WITHOUT_A_TRACE
-from src.train import OF_NOW, ROOT, TRUSTED_TARGETS
+from src.tell import OF_NOW, ROOT
+from src.train import TRUSTED_TARGETS
 
 if TYPE_CHECKING:
     from cadence.advice import Advice

@@ -16,7 +16,8 @@ from cadence import config as configs
 from src.build import build
 from src.errors import errors_in_one_line, interruptible
 from src.launch import WITHOUT_A_TRACE
-from src.train import ROOT, TRUSTED_TARGETS
+from src.tell import ROOT
+from src.train import TRUSTED_TARGETS
 
 
 @hydra.main(

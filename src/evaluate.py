@@ -17,7 +17,8 @@ from cadence import config as configs
 from src.build import build
 from src.errors import errors_in_one_line
 from src.resume import began_with, run_folder
-from src.train import ROOT, TRUSTED_TARGETS
+from src.tell import ROOT
+from src.train import TRUSTED_TARGETS
 
 USAGE = "usage: python -m src.evaluate run=<run folder, or last> [overrides]"
 

@@ -5,6 +5,7 @@ python -m src.train resume=last trainer.max_epochs=80
 """
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from src.build import WINDOW
 
 if TYPE_CHECKING:
     from cadence.checkpoint import State
+    from cadence.schema import Config
 
 log = logging.getLogger(__name__)
 
@@ -125,3 +127,38 @@ def check_changes(state: "State", now: Mapping[str, Any]) -> None:
     for change in changed:
         if not change.startswith(("resume", "track.")):
             log.warning("resume: %s", change)
+
+
+def own_if_begun(folder: Path, elsewhere: str) -> str:
+    """Return where a trial goes on: in its own folder, if its engine had it begun there before."""
+    from cadence.checkpoint import has_begun
+
+    return str(folder) if has_begun(folder) else elsewhere
+
+
+def state_to_go_on_from(settings: "Config", folder: Path, kept: dict[str, Any]) -> "State | None":
+    """Return the state that ``resume=`` names; None = the run begins."""
+    if settings.resume is None:
+        return None
+    from cadence.checkpoint import FOLDER, has_begun, latest
+
+    if not has_begun(Path(settings.resume)):
+        if Path(settings.resume) != folder:  # else it is a trial that may be begun twice
+            log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
+        return None
+    state = latest(Path(settings.resume) / FOLDER)
+    check_changes(state, kept)
+    return state
+
+
+def take_along(there: Path, here: Path) -> None:
+    """Copy numbers and best model of a run that goes on elsewhere, as an interrupted trial does."""
+    from cadence.checkpoint import BEST, FOLDER
+    from cadence.journal import FILE as JOURNAL
+
+    if here.samefile(there):
+        return
+    (here / FOLDER).mkdir(exist_ok=True)
+    for name in (JOURNAL, f"{FOLDER}/{BEST}"):
+        if (there / name).exists():
+            shutil.copyfile(there / name, here / name)

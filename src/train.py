@@ -6,27 +6,24 @@ Configuration stops here: every room of the library takes plain values. The heav
 inside the functions, so that ``--help`` and a typo are answered at once.
 """
 
-import logging
 import os
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cadence import config as configs
 from cadence.liveness import going_on
-from cadence.redaction import redact_files, redact_logs, redacted
+from cadence.redaction import redact_files, redact_logs
 from cadence.shares import Plan
-from cadence.window import StepSizeSchedule
-from src.build import WINDOW, Run, build, effective_batch, planned_step_sizes
+from src.build import WINDOW, Run, build, planned_step_sizes
 from src.errors import errors_in_one_line, interruptible, logged_with_traceback
+from src.fit import fit, fit_and_keep, kept_config, log_model
 from src.launch import (
     check_device,
     is_launched,
@@ -35,15 +32,15 @@ from src.launch import (
     processes_wanted,
     without_a_trace,
 )
-from src.resume import check_changes, with_resume
+from src.resume import own_if_begun, state_to_go_on_from, take_along, with_resume
 from src.secrecy import with_secrets_in_environment
+from src.tell import ROOT, facts, summarised, tracked, where_to_look
 
 if TYPE_CHECKING:
     from cadence.checkpoint import State
     from cadence.distributed import Processes
-    from cadence.record import Fitted, Observer
+    from cadence.record import Observer
     from cadence.schema import Config
-    from cadence.track import Tracker
 
 TRUSTED_TARGETS = (
     "cadence.data.*",
@@ -54,12 +51,6 @@ TRUSTED_TARGETS = (
 """What a config may name as ``_target_``: configs are code, so everything else is refused. Add the
 module of your own model or data set here, such as ``"my_project.models.*"``."""
 
-ROOT = Path(__file__).resolve().parents[1]
-
-OF_NOW = ("resume", "track.run_id")
-"""Keys that say where a run is kept and not what it is: no params to compare runs by."""
-
-log = logging.getLogger(__name__)
 configs.register(ROOT)
 redact_logs()
 
@@ -117,11 +108,11 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and settings.resume is not None:
-        settings.resume = _own_if_begun(folder, settings.resume)
+        settings.resume = own_if_begun(folder, settings.resume)
     count = processes_wanted(settings)
     with joined_processes(settings, count) as processes:
-        kept = _kept_config(cfg, count)
-        state = _state_to_go_on_from(settings, folder, kept)
+        kept = kept_config(cfg, count)
+        state = state_to_go_on_from(settings, folder, kept)
         began_with = None if state is None else state.config
         step_sizes = planned_step_sizes(settings, count, began_with)
         kept[WINDOW] = sum(Plan(step_sizes, count).at(0))
@@ -139,7 +130,7 @@ def _train_beside(settings: "Config", run: Run, processes: "Processes") -> tuple
 
     with Interruption(shared=True) as interruption:
         processes.watch(interruption)
-        fitted = _fit(settings, run, at_boundary=interruption.check)
+        fitted = fit(settings, run, at_boundary=interruption.check)
     return fitted.val_loss, fitted.samples_per_second
 
 
@@ -154,208 +145,23 @@ def _train_and_tell(
     folder = Path(HydraConfig.get().runtime.output_dir)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if state is not None:
-        _take_along(Path(settings.resume or ""), folder)
+        take_along(Path(settings.resume or ""), folder)
 
     from cadence.console import Display
 
     display = Display(run.total_samples, quiet=in_sweep)
-    display.facts(_facts(settings, run))
+    display.facts(facts(settings, run))
     with (
-        _tracked(cfg, settings, run, folder, state) as tracker,
-        _summarised(settings, run, folder, tracker),
+        tracked(cfg, settings, run, folder, state) as tracker,
+        summarised(settings, run, folder, tracker),
         display,
     ):
         observers: list[Observer] = [display, tracker] if tracker else [display]
-        fitted = _fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
+        fitted = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
     if tracker and tracker.run_id and settings.track.log_model:
-        _log_model(settings, run, folder, tracker.run_id)
-    display.table(fitted, _where_to_look(settings, folder, tracker))
+        log_model(settings, run, folder, tracker.run_id)
+    display.table(fitted, where_to_look(settings, folder, tracker))
     return fitted.val_loss, fitted.samples_per_second
-
-
-def _fit_and_keep(
-    settings: "Config",
-    run: Run,
-    folder: Path,
-    observers: "list[Observer]",
-    tracker: "Tracker | None",
-    processes: "Processes",
-    kept: dict[str, Any],
-) -> "Fitted":
-    """Train to the limits, and keep the state in the run's folder as that goes."""
-    from cadence.checkpoint import FOLDER, Checkpoints
-    from cadence.interruption import Interruption
-    from cadence.keeper import Keeper
-    from cadence.update import DivergedError
-
-    if _is_at_its_end(settings, run):
-        log.warning("the run had come to its end; a higher limit, such as trainer.max_epochs, "
-                    "trains on")  # fmt: skip
-        return run.trainer.fitted
-    shared = processes.count > 1
-    with (
-        Checkpoints(folder / FOLDER) as checkpoints,
-        Interruption(shared=shared) as interruption,
-    ):
-        processes.watch(interruption)
-        keeper = Keeper(
-            run.trainer,
-            checkpoints,
-            settings.trainer.checkpoint_every,
-            config=kept,
-            mlflow_run_id=tracker.run_id if tracker else None,
-            interruption=interruption,
-            before_save=tracker.flush if tracker else None,
-        )
-        try:
-            fitted = _fit(settings, run, observers=observers, at_boundary=keeper.at_boundary)
-        except DivergedError:
-            keeper.finish()  # the refused windows left its last good weights as they were
-            raise
-        keeper.finish()
-    return fitted
-
-
-def _fit(settings: "Config", run: Run, **seen_by: Any) -> "Fitted":
-    """Train to the limits."""
-    if _is_at_its_end(settings, run):
-        return run.trainer.fitted
-    return run.trainer.fit(
-        run.train_loader,
-        run.val_loader,
-        **_limits_left(settings, run),
-        evaluate_every=settings.trainer.evaluate_every,
-        patience=settings.trainer.patience,
-        **seen_by,
-    )
-
-
-def _is_at_its_end(settings: "Config", run: Run) -> bool:
-    left = _limits_left(settings, run).values()
-    return min((limit for limit in left if limit is not None), default=1) <= 0
-
-
-def _log_model(settings: "Config", run: Run, folder: Path, run_id: str) -> None:
-    """Log the run's best model with it in MLflow, by an example of two samples.
-
-    Without held-out data none is the best, and it is the trained model as it is.
-    """
-    from cadence.batch import first_samples, tensors
-    from cadence.checkpoint import BEST, FOLDER, checked_model_state, read
-    from cadence.logged_model import log_model
-
-    model, best = run.trainer.model, folder / FOLDER / BEST
-    if best.exists():
-        model.load_state_dict(checked_model_state(model, read(best)))
-    batch = next(first_samples(run.train_loader, 2))
-    log_model(settings.track.uri, run_id, model, tensors(batch)[0])
-
-
-def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
-    """Return the limits of a run less what it has behind it, by their names in `Trainer.fit`."""
-    limits, so_far = settings.trainer, run.trainer.clock
-    seconds = run.trainer.fitted.seconds if so_far.samples else 0
-    return {
-        "epochs": limits.max_epochs and limits.max_epochs - so_far.epoch,
-        "max_samples": limits.max_samples and limits.max_samples - so_far.samples,
-        "max_seconds": limits.max_seconds and limits.max_seconds - seconds,
-    }
-
-
-def _own_if_begun(folder: Path, elsewhere: str) -> str:
-    """Return where a trial goes on: in its own folder, if its engine had it begun there before."""
-    from cadence.checkpoint import has_begun
-
-    return str(folder) if has_begun(folder) else elsewhere
-
-
-def _state_to_go_on_from(settings: "Config", folder: Path, kept: dict[str, Any]) -> "State | None":
-    """Return the state that ``resume=`` names; None = the run begins."""
-    if settings.resume is None:
-        return None
-    from cadence.checkpoint import FOLDER, has_begun, latest
-
-    if not has_begun(Path(settings.resume)):
-        if Path(settings.resume) != folder:  # else it is a trial that may be begun twice
-            log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
-        return None
-    state = latest(Path(settings.resume) / FOLDER)
-    check_changes(state, kept)
-    return state
-
-
-def _take_along(there: Path, here: Path) -> None:
-    """Copy numbers and best model of a run that goes on elsewhere, as an interrupted trial does."""
-    from cadence.checkpoint import BEST, FOLDER
-    from cadence.journal import FILE as JOURNAL
-
-    if here.samefile(there):
-        return
-    (here / FOLDER).mkdir(exist_ok=True)
-    for name in (JOURNAL, f"{FOLDER}/{BEST}"):
-        if (there / name).exists():
-            shutil.copyfile(there / name, here / name)
-
-
-def _kept_config(cfg: DictConfig, processes: int) -> dict[str, Any]:
-    """Return the flattened config as checkpoints keep it, without secrets."""
-    flat = configs.flattened(cfg).items()
-    kept = {key: redacted(value) if isinstance(value, str) else value for key, value in flat}
-    return kept | {"distributed.processes": processes}
-
-
-def _tracked(
-    cfg: DictConfig, settings: "Config", run: Run, folder: Path, state: "State | None"
-) -> AbstractContextManager["Tracker | None"]:
-    if settings.track.name == "none":
-        return nullcontext()
-
-    from cadence import address
-    from cadence.provenance import environment, git_tags
-    from cadence.track import Tracker
-
-    known_run = None
-    if state is not None and folder.samefile(settings.resume or folder):
-        known_run = state.mlflow_run_id
-    is_trial = HydraConfig.get().mode == RunMode.MULTIRUN and settings.track.run_id is not None
-    if is_trial and not settings.track.offline:
-        address.wait(settings.track.uri)  # the sweep made its run there
-    choices = HydraConfig.get().runtime.choices
-    name = f"step_size={settings.trainer.step_size} {choices['data']} {choices['model']}"
-    share = run.total_samples // 100 if run.total_samples else len(run.data.train) // 10
-    return Tracker(
-        settings.track.uri,
-        settings.track.experiment,
-        name,
-        params={key: value for key, value in configs.flattened(cfg).items() if key not in OF_NOW},
-        tags={"cadence.run_folder": str(folder), **git_tags(ROOT)},
-        texts={
-            "config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
-            "environment.json": environment(),
-        },
-        every=settings.track.every or max(1, share),
-        folder=folder,
-        run_id=settings.track.run_id or known_run,
-        resumed_at=state.clock.samples if state else 0 if settings.resume else None,
-        parent=_parent(settings),
-        offline=settings.track.offline,
-    )
-
-
-def _parent(settings: "Config") -> str | Path | None:
-    """Return the MLflow run that groups the jobs of a plain multirun; None = it is no such job.
-
-    Offline it is the multirun's folder, whose run is made on delivery.
-    """
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode != RunMode.MULTIRUN or settings.track.run_id is not None:
-        return None
-    from cadence.lineage import parent_of_folder
-
-    folder = Path(hydra_config.sweep.dir).absolute()
-    if settings.track.offline:
-        return folder
-    return parent_of_folder(settings.track.uri, settings.track.experiment, folder)
 
 
 def _redact_hydra_files() -> None:
@@ -368,80 +174,6 @@ def _redact_hydra_files() -> None:
     if hydra_config.mode == RunMode.MULTIRUN:
         files += Path(hydra_config.sweep.dir).glob("multirun.yaml")
     redact_files(files)
-
-
-@contextmanager
-def _summarised(
-    settings: "Config", run: Run, folder: Path, tracker: "Tracker | None"
-) -> Iterator[None]:
-    """Leave a summary.json and MLflow's last numbers behind, however the run ends."""
-    from cadence.summary import write_summary
-    from cadence.track import status_after
-
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        fitted = run.trainer.fitted
-        summary = write_summary(
-            folder,
-            fitted,
-            effective_batch=effective_batch(settings, run.data, sum(run.trainer.step_sizes)),
-            step_sizes=run.trainer.step_sizes,
-            seed=settings.seed,
-            mlflow_run_id=tracker.run_id if tracker else None,
-            status=status_after(error),
-        )
-        if tracker:
-            tracker.finish(run.trainer.clock, fitted, [summary])
-
-
-def _facts(settings: "Config", run: Run) -> dict[str, str]:
-    choices = HydraConfig.get().runtime.choices
-    data, trainer = run.data, run.trainer
-    later = StepSizeSchedule(settings.trainer.step_size).later
-    minibatches = len(run.train_loader)
-    processes, window = len(trainer.step_sizes), sum(trainer.step_sizes)
-    step_size = trainer.step_size if processes == 1 else list(trainer.step_sizes)
-    beside = "" if processes == 1 else f", on {processes} processes"
-    updates = -(-minibatches // window)
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    held_out = 0 if data.validation is None else len(data.validation)
-    items = "samples" if data.items_per_sample == 1 else "items"
-    limits = {
-        "epochs": settings.trainer.max_epochs,
-        "samples": settings.trainer.max_samples,
-        "seconds": settings.trainer.max_seconds,
-    }
-    ends = " or ".join(f"{limit:,} {unit}" for unit, limit in limits.items() if limit)
-    return {
-        "model": f"{choices['model']}, {parameters:,} parameters, {settings.device.precision} on "
-        f"{trainer.device}",
-        "data": f"{choices['data']}, {len(data.train):,} training and {held_out:,} validation "
-        "samples",
-        "window": f"step_size={step_size} mini-batches per update of "
-        f"{settings.data['batch_size']} samples{beside}: effective batch "
-        f"{effective_batch(settings, data, window):,} {items}"
-        + "".join(f"; {step_size} from {samples:,} samples on" for samples, step_size in later),
-        "epoch": f"{minibatches:,} mini-batches, {updates:,} updates",
-        "run": ends + (f", {run.total_samples:,} samples in all" if run.total_samples else ""),
-    }
-
-
-def _where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") -> dict[str, str]:
-    look = {"run folder": str(folder)}
-    if tracker and settings.track.offline:
-        look["MLflow run"] = f"to be delivered by python -m src.sync {folder}"
-    elif tracker:
-        look["MLflow run"] = f"{tracker.run_id} in experiment {settings.track.experiment}"
-        ours = settings.track.uri == f"sqlite:///{ROOT}/mlruns/mlflow.db"
-        uri = redacted(settings.track.uri)
-        command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
-        look["compare runs"] = "make ui" if ours else command
-    return look
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ import pytest
 from conftest import CommandLine
 
 from cadence import accumulate, windows
-from src.train import ROOT, build
+from src.build import build
+from src.tell import ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 RECIPES = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))

@@ -13,7 +13,7 @@ from cadence import config as configs
 from cadence.shares import MEASURED, WARM_UP, Balance, Share, balanced, checked_step_sizes, even
 from src.build import WINDOW, planned_step_sizes
 from src.launch import check_device, processes_wanted
-from src.train import ROOT
+from src.tell import ROOT
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=4), st.integers(0, 6))

@@ -1,0 +1,164 @@
+"""What a run tells as it goes: the terminal's lines, MLflow's run, and its summary."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cadence import config as configs
+from cadence.redaction import redacted
+from cadence.window import StepSizeSchedule
+from src.build import Run, effective_batch
+
+if TYPE_CHECKING:
+    from cadence.checkpoint import State
+    from cadence.schema import Config
+    from cadence.track import Tracker
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OF_NOW = ("resume", "track.run_id")
+"""Keys that say where a run is kept and not what it is: no params to compare runs by."""
+
+
+def tracked(
+    cfg: DictConfig, settings: "Config", run: Run, folder: Path, state: "State | None"
+) -> AbstractContextManager["Tracker | None"]:
+    """Return what tracks a run in MLflow, as a context; None in it = nothing does.
+
+    Args:
+        cfg: The config, whose values are the run's params.
+        settings: The same as plain values.
+        run: What trains.
+        folder: The run's.
+        state: What it goes on from; None = it begins.
+    """
+    if settings.track.name == "none":
+        return nullcontext()
+
+    from cadence import address
+    from cadence.provenance import environment, git_tags
+    from cadence.track import Tracker
+
+    known_run = None
+    if state is not None and folder.samefile(settings.resume or folder):
+        known_run = state.mlflow_run_id
+    is_trial = HydraConfig.get().mode == RunMode.MULTIRUN and settings.track.run_id is not None
+    if is_trial and not settings.track.offline:
+        address.wait(settings.track.uri)  # the sweep made its run there
+    choices = HydraConfig.get().runtime.choices
+    name = f"step_size={settings.trainer.step_size} {choices['data']} {choices['model']}"
+    share = run.total_samples // 100 if run.total_samples else len(run.data.train) // 10
+    return Tracker(
+        settings.track.uri,
+        settings.track.experiment,
+        name,
+        params={key: value for key, value in configs.flattened(cfg).items() if key not in OF_NOW},
+        tags={"cadence.run_folder": str(folder), **git_tags(ROOT)},
+        texts={
+            "config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
+            "environment.json": environment(),
+        },
+        every=settings.track.every or max(1, share),
+        folder=folder,
+        run_id=settings.track.run_id or known_run,
+        resumed_at=state.clock.samples if state else 0 if settings.resume else None,
+        parent=_parent(settings),
+        offline=settings.track.offline,
+    )
+
+
+def _parent(settings: "Config") -> str | Path | None:
+    """Return the MLflow run that groups the jobs of a plain multirun; None = it is no such job.
+
+    Offline it is the multirun's folder, whose run is made on delivery.
+    """
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN or settings.track.run_id is not None:
+        return None
+    from cadence.lineage import parent_of_folder
+
+    folder = Path(hydra_config.sweep.dir).absolute()
+    if settings.track.offline:
+        return folder
+    return parent_of_folder(settings.track.uri, settings.track.experiment, folder)
+
+
+@contextmanager
+def summarised(
+    settings: "Config", run: Run, folder: Path, tracker: "Tracker | None"
+) -> Iterator[None]:
+    """Leave a summary.json and MLflow's last numbers behind, however the run ends."""
+    from cadence.summary import write_summary
+    from cadence.track import status_after
+
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        fitted = run.trainer.fitted
+        summary = write_summary(
+            folder,
+            fitted,
+            effective_batch=effective_batch(settings, run.data, sum(run.trainer.step_sizes)),
+            step_sizes=run.trainer.step_sizes,
+            seed=settings.seed,
+            mlflow_run_id=tracker.run_id if tracker else None,
+            status=status_after(error),
+        )
+        if tracker:
+            tracker.finish(run.trainer.clock, fitted, [summary])
+
+
+def facts(settings: "Config", run: Run) -> dict[str, str]:
+    """Return what a run is, a line of words by name."""
+    choices = HydraConfig.get().runtime.choices
+    data, trainer = run.data, run.trainer
+    later = StepSizeSchedule(settings.trainer.step_size).later
+    minibatches = len(run.train_loader)
+    processes, window = len(trainer.step_sizes), sum(trainer.step_sizes)
+    step_size = trainer.step_size if processes == 1 else list(trainer.step_sizes)
+    beside = "" if processes == 1 else f", on {processes} processes"
+    updates = -(-minibatches // window)
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    held_out = 0 if data.validation is None else len(data.validation)
+    items = "samples" if data.items_per_sample == 1 else "items"
+    limits = {
+        "epochs": settings.trainer.max_epochs,
+        "samples": settings.trainer.max_samples,
+        "seconds": settings.trainer.max_seconds,
+    }
+    ends = " or ".join(f"{limit:,} {unit}" for unit, limit in limits.items() if limit)
+    return {
+        "model": f"{choices['model']}, {parameters:,} parameters, {settings.device.precision} on "
+        f"{trainer.device}",
+        "data": f"{choices['data']}, {len(data.train):,} training and {held_out:,} validation "
+        "samples",
+        "window": f"step_size={step_size} mini-batches per update of "
+        f"{settings.data['batch_size']} samples{beside}: effective batch "
+        f"{effective_batch(settings, data, window):,} {items}"
+        + "".join(f"; {step_size} from {samples:,} samples on" for samples, step_size in later),
+        "epoch": f"{minibatches:,} mini-batches, {updates:,} updates",
+        "run": ends + (f", {run.total_samples:,} samples in all" if run.total_samples else ""),
+    }
+
+
+def where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") -> dict[str, str]:
+    """Return where a run's results are, a place or a command by name."""
+    look = {"run folder": str(folder)}
+    if tracker and settings.track.offline:
+        look["MLflow run"] = f"to be delivered by python -m src.sync {folder}"
+    elif tracker:
+        look["MLflow run"] = f"{tracker.run_id} in experiment {settings.track.experiment}"
+        ours = settings.track.uri == f"sqlite:///{ROOT}/mlruns/mlflow.db"
+        uri = redacted(settings.track.uri)
+        command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
+        look["compare runs"] = "make ui" if ours else command
+    return look
