@@ -209,6 +209,7 @@ def further_cases(processes: Joined, folder: Path) -> None:
         "half": half_precision(processes),
         "errors": errors(processes),
         "shared anew": shared_anew(processes),
+        "noise scale": noise_scale((3, 1), processes),
     }
     torch.save(found, folder / f"further{processes.rank}.pt")
 
@@ -304,6 +305,19 @@ def errors(processes: Joined) -> list[str]:
     with pytest.raises(ValueError, match="model") as another:
         processes.begin(nn.Linear(2, 1 + processes.rank))
     return [str(sparse.value), str(another.value)]
+
+
+def noise_scale(step_sizes: tuple[int, ...], processes: Joined | None) -> tuple[float, ...]:
+    """Return the noise scale that 160 windows of 4 mini-batches tell, and its interval."""
+    case = Case(
+        step_sizes,
+        Plain,
+        data=lambda: regression_data(64),
+        settings={"noise_scale": True},
+        fit={"epochs": 40},
+    )
+    fitted = case.trained(step_sizes, processes).fitted
+    return fitted.noise_scale, fitted.noise_scale_low, fitted.noise_scale_high
 
 
 class Switch(Balance):

@@ -13,6 +13,7 @@ from processes import (
     Plain,
     Sometimes,
     cases,
+    noise_scale,
     on_each,
     regression_data,
     train_all,
@@ -64,6 +65,16 @@ def test_a_parameter_that_no_process_uses_stays_without_a_gradient(trained: Any)
 def further(ran: Callable[[int], Path]) -> list[Any]:
     """What two processes found in cases of their own."""
     return [torch.load(ran(2) / f"further{rank}.pt") for rank in range(2)]
+
+
+def test_the_parts_of_all_processes_tell_the_noise_scale_that_one_process_finds(
+    further: list[Any],
+) -> None:
+    expected = noise_scale((4,), None)
+
+    assert 0 < expected[1] < expected[0] < expected[2]
+    for found in further:
+        assert found["noise scale"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_an_update_costs_one_exchange_of_counts_and_one_all_reduce_of_gradients(
