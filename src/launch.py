@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import uuid
@@ -24,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
 from hydra.utils import execution_whitelist
@@ -46,6 +48,9 @@ WITHOUT_A_TRACE = (
 
 SILENT = "hydra.job_logging.handlers.console.level=CRITICAL"
 """The override with which nothing is logged on the terminal."""
+
+GRACE_SECONDS = 15.0
+"""How long the others have to end by themselves when a process is gone."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -190,7 +195,11 @@ def launched(cfg: DictConfig, settings: "Config", count: int) -> tuple[float, fl
 
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # its banners; our own line says why
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with tempfile.TemporaryDirectory(prefix="cadence-") as failures, _handing_on() as signals:
+    with (
+        tempfile.TemporaryDirectory(prefix="cadence-") as failures,
+        _handing_on() as signals,
+        _ending_all_with_one(),
+    ):
         launch = elastic_launch(
             LaunchConfig(
                 min_nodes=1,
@@ -245,6 +254,41 @@ def _handing_on() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _ending_all_with_one() -> Iterator[None]:
+    """Kill the other processes some seconds after one is gone, whatever they are waiting in.
+
+    torch gives them 30 seconds. One that is done waits for the others, so none is gone before.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        started: set[psutil.Process] = set()
+        while not done.wait(0.2):
+            started |= {each for each in psutil.Process().children() if _is_at_work(each)}
+            if not all(map(_is_at_work, started)):
+                break
+        if not done.wait(GRACE_SECONDS):
+            for each in filter(_is_at_work, started):
+                each.kill()
+
+    watcher = threading.Thread(target=watch, name="watcher", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    """Return whether a process trains: it is alive, and not multiprocessing's own helper."""
+    with suppress(psutil.NoSuchProcess):
+        is_alive = process.status() != psutil.STATUS_ZOMBIE
+        return is_alive and "spawn_main" in " ".join(process.cmdline())
+    return False
 
 
 def _first(failures: Path, error: Any) -> Failure:
@@ -322,7 +366,9 @@ def _work(cfg: DictConfig, hydra: DictConfig, failures: Path) -> tuple[float, fl
             traceback.format_exc(),
         )
         (failures / f"{rank}.failure").write_text(json.dumps(failure._asdict()))
-        sys.exit(1)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(1)  # what torch would take down in good order waits for processes that are gone
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
