@@ -86,8 +86,8 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
 def _train_in(folder: Path, cfg: DictConfig, settings: "Config") -> tuple[float, float]:
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and settings.resume is not None:
-        settings.resume = _own_if_begun(folder, settings.resume)
-    state = _state_to_go_on_from(settings, folder, cfg)
+        settings.resume = _where_a_trial_goes_on(folder, settings.resume)
+    state = _state_to_go_on_from(settings, cfg)
     if state is not None:
         _take_numbers_along(Path(settings.resume or ""), folder)
     run = build(settings)
@@ -178,22 +178,25 @@ def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
     }
 
 
-def _own_if_begun(folder: Path, elsewhere: str) -> str:
-    """Return where a trial goes on: in its own folder, if its engine had it begun there before."""
+def _where_a_trial_goes_on(folder: Path, there: str) -> str | None:
+    """Return where: in its own folder, if its engine had begun it there before; None = it begins."""
     from cadence.checkpoint import has_begun
+    from cadence.journal import FILE as JOURNAL
 
-    return str(folder) if has_begun(folder) else elsewhere
+    is_own = Path(there) == folder
+    if has_begun(folder) or (is_own and (folder / JOURNAL).exists()):
+        return str(folder)
+    return None if is_own else there
 
 
-def _state_to_go_on_from(settings: "Config", folder: Path, cfg: DictConfig) -> "State | None":
+def _state_to_go_on_from(settings: "Config", cfg: DictConfig) -> "State | None":
     """Return the state that ``resume=`` names; None = the run begins."""
     if settings.resume is None:
         return None
     from cadence.checkpoint import FOLDER, has_begun, latest
 
     if not has_begun(Path(settings.resume)):
-        if Path(settings.resume) != folder:  # else it is a trial that may be begun twice
-            log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
+        log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
         return None
     state = latest(Path(settings.resume) / FOLDER)
     check_changes(state, _kept_config(cfg))
