@@ -179,7 +179,7 @@ def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
 
 
 def _where_a_trial_goes_on(folder: Path, there: str) -> str | None:
-    """Return where: in its own folder, if its engine had begun it there before; None = it begins."""
+    """Return its own folder, if its engine had begun it there before; None = it begins."""
     from cadence.checkpoint import has_begun
     from cadence.journal import FILE as JOURNAL
 
