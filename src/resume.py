@@ -129,22 +129,34 @@ def check_changes(state: "State", now: Mapping[str, Any]) -> None:
             log.warning("resume: %s", change)
 
 
-def own_if_begun(folder: Path, elsewhere: str) -> str:
-    """Return where a trial goes on: in its own folder, if its engine had it begun there before."""
+def where_a_trial_goes_on(folder: Path, there: str) -> str | None:
+    """Return its own folder, if its engine had it begun there before; None = it begins."""
     from cadence.checkpoint import has_begun
+    from cadence.journal import FILE as JOURNAL
 
-    return str(folder) if has_begun(folder) else elsewhere
+    is_own = Path(there) == folder
+    if has_begun(folder) or (is_own and (folder / JOURNAL).exists()):
+        return str(folder)
+    return None if is_own else there
 
 
-def state_to_go_on_from(settings: "Config", folder: Path, kept: dict[str, Any]) -> "State | None":
-    """Return the state that ``resume=`` names; None = the run begins."""
+def state_to_go_on_from(settings: "Config", kept: Mapping[str, Any]) -> "State | None":
+    """Return the state that ``resume=`` names; None = the run begins.
+
+    Args:
+        settings: The config.
+        kept: The same as checkpoints keep it.
+
+    Raises:
+        ConfigError: It would be another training.
+        CheckpointError: No checkpoint there can be read.
+    """
     if settings.resume is None:
         return None
     from cadence.checkpoint import FOLDER, has_begun, latest
 
     if not has_begun(Path(settings.resume)):
-        if Path(settings.resume) != folder:  # else it is a trial that may be begun twice
-            log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
+        log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
         return None
     state = latest(Path(settings.resume) / FOLDER)
     check_changes(state, kept)

@@ -32,7 +32,7 @@ from src.launch import (
     processes_wanted,
     without_a_trace,
 )
-from src.resume import own_if_begun, state_to_go_on_from, take_along, with_resume
+from src.resume import state_to_go_on_from, take_along, where_a_trial_goes_on, with_resume
 from src.secrecy import with_secrets_in_environment
 from src.tell import ROOT, facts, summarised, tracked, where_to_look
 
@@ -108,11 +108,11 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and settings.resume is not None:
-        settings.resume = own_if_begun(folder, settings.resume)
+        settings.resume = where_a_trial_goes_on(folder, settings.resume)
     count = processes_wanted(settings)
     with joined_processes(settings, count) as processes:
         kept = kept_config(cfg, count)
-        state = state_to_go_on_from(settings, folder, kept)
+        state = state_to_go_on_from(settings, kept)
         began_with = None if state is None else state.config
         step_sizes = planned_step_sizes(settings, count, began_with)
         kept[WINDOW] = sum(Plan(step_sizes, count).at(0))

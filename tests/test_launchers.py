@@ -73,7 +73,7 @@ def servers() -> Iterator[Servers]:
         for command in databases:
             subprocess.run([program("createdb") or "createdb", *command[1:]], check=True)
         assert server[-2:] == ["--artifacts-destination", "mlartifacts"]
-        server[-1] = tempfile.mkdtemp(dir=tempfile.gettempdir())
+        server[-1] = f"{folder}/artifacts"
         with serving([sys.executable, "-m", *server], MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
             wait_for(f"http://127.0.0.1:{both.mlflow}/health")
             yield both

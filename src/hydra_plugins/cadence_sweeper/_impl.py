@@ -30,6 +30,7 @@ from cadence import sweep as sweeps
 from cadence.checkpoint import has_begun
 from cadence.config import ConfigError, checked, flattened
 from cadence.console import open_console, print_report
+from cadence.liveness import FILE as LOCK
 from cadence.liveness import goes_on
 from cadence.redaction import in_one_line, redacted
 from cadence.report import write_report
@@ -69,6 +70,9 @@ CHATTY = (
 
 GRACE_SECONDS = 10.0
 """How long an interrupted sweep waits for its workers to end with it."""
+
+START_SECONDS = 60.0
+"""How long the other trials of a batch, in which a worker died, may take to begin."""
 
 log = logging.getLogger(__name__)
 
@@ -351,6 +355,11 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _without_the_dead(self, error: Exception) -> Sequence[JobReturn]:
         """Return what a batch came to in which one worker died; raise where that is not clear."""
+        until = time.monotonic() + START_SECONDS
+        while any(map(_has_run, self._asked)) and not all(map(_has_run, self._asked)):
+            if time.monotonic() > until:
+                raise error
+            time.sleep(0.2)
         self._wait(math.inf)
         results = [self._result(trial) for trial in self._asked]
         dead = [t for t, result in zip(self._asked, results, strict=True) if result is None]
@@ -439,8 +448,8 @@ def _goes_on(trial: FrozenTrial) -> bool:
 
 
 def _has_run(trial: Trial) -> bool:
-    """Return whether a trial's process had begun: Hydra writes there what it was asked."""
-    return (Path(trial.user_attrs["folder"]) / ".hydra").is_dir()
+    """Return whether a trial's run had begun, whatever became of it."""
+    return (Path(trial.user_attrs["folder"]) / LOCK).exists()
 
 
 def _has_devices_of_its_own(launcher: DictConfig) -> bool:
