@@ -4,7 +4,8 @@
 
 It takes the config and the overrides of ``src.train``, trains for seconds to a few minutes, by the
 model's size and what is ``auto``, keeps none of it, and says what to expect of each step_size and
-why. The picture and the table are kept under ``mlruns/advice`` (or where ``hydra.run.dir=`` says) and in MLflow.
+why. The picture and the table are kept under ``mlruns/advice`` (or where ``hydra.run.dir=`` says)
+and in MLflow.
 """
 
 import os
