@@ -191,9 +191,9 @@ def test_points_that_find_mlflows_disk_full_wait_in_the_run_folder_and_arrive_wh
         for sample in range(5000):
             tracked.log(Clock(samples=sample), {"number": float(sample)})
 
-    assert caplog.messages[0] == (
-        "MLflow takes nothing ((sqlite3.OperationalError) database or disk is full); what it is to "
-        "be told waits in the run folder"
+    assert caplog.messages[0].startswith("MLflow takes nothing (")
+    assert caplog.messages[0].endswith(
+        "database or disk is full); what it is to be told waits in the run folder"
     )
     assert caplog.messages[-1].startswith("MLflow has not taken all of this run; when it answers")
     disk("size=64m")
