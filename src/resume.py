@@ -149,7 +149,7 @@ def state_to_go_on_from(settings: "Config", kept: Mapping[str, Any]) -> "State |
 
     Raises:
         ConfigError: It would be another training.
-        CheckpointError: No checkpoint there can be read.
+        ValueError: No checkpoint there can be read.
     """
     if settings.resume is None:
         return None
