@@ -124,7 +124,7 @@ def facts(settings: "Config", run: Run) -> dict[str, str]:
     later = StepSizeSchedule(settings.trainer.step_size).later
     minibatches = len(run.train_loader)
     processes, window = len(trainer.step_sizes), sum(trainer.step_sizes)
-    step_size = trainer.step_size if processes == 1 else list(trainer.step_sizes)
+    shown = trainer.step_size if processes == 1 else list(trainer.step_sizes)
     beside = "" if processes == 1 else f", on {processes} processes"
     updates = -(-minibatches // window)
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -141,7 +141,7 @@ def facts(settings: "Config", run: Run) -> dict[str, str]:
         f"{trainer.device}",
         "data": f"{choices['data']}, {len(data.train):,} training and {held_out:,} validation "
         "samples",
-        "window": f"step_size={step_size} mini-batches per update of "
+        "window": f"step_size={shown} mini-batches per update of "
         f"{settings.data['batch_size']} samples{beside}: effective batch "
         f"{effective_batch(settings, data, window):,} {items}"
         + "".join(f"; {step_size} from {samples:,} samples on" for samples, step_size in later),

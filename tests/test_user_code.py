@@ -6,6 +6,7 @@ The files are the README's own, word for word.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,7 +135,7 @@ COMMANDS = re.findall(r"^    (python -m src\.train(?!.* resume=).*)$", readme(),
 
 
 LONG = [
-    pytest.param(line, marks=pytest.mark.slow) if "--multirun" in line else line
+    pytest.param(line, marks=pytest.mark.slow) if "--multirun" in line or "ddp" in line else line
     for line in COMMANDS
 ]
 
@@ -151,7 +152,7 @@ def test_the_readmes_commands_run(tmp_path: Path, line: str) -> None:
         small = []
 
     ended = subprocess.run(
-        [sys.executable, *line.split()[1:], *small],
+        [sys.executable, *shlex.split(line)[1:], *small],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
