@@ -90,6 +90,11 @@ def _check_question(settings: "Config") -> None:
         raise configs.ConfigError(
             f"resume={settings.resume}: an advice is for a run from its beginning; leave it out"
         )
+    if settings.distributed.name != "none":
+        raise configs.ConfigError(
+            f"distributed={settings.distributed.name}: the probe trains on one process and cannot "
+            "tell what others cost; leave it out"
+        )
 
 
 def _what(settings: "Config") -> str:

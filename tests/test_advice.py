@@ -318,6 +318,10 @@ def test_an_advice_is_printed_kept_and_logged(
         (("sweep=step_size",), "sweep=step_size: an advice is of one run, for all step_sizes at"),
         (("--multirun",), "--multirun: an advice is of one run, for all step_sizes at once;"),
         (("trainer.step_size=0",), "trainer.step_size=0"),
+        (
+            ("distributed=ddp", "distributed.processes=2"),
+            "distributed=ddp: the probe trains on one process",
+        ),
         (("data.batch_size=4096", "track=none"), "an epoch has 1 mini-batch, so there is nothing"),
     ],
 )
