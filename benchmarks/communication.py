@@ -9,12 +9,13 @@ ends `tc` slows down. `tc` without netem cannot delay; then, and without namespa
 sleeps that long before it begins, and without namespaces nothing limits the rate: what was done is
 printed. The step_sizes (mini-batches per update of each process) take turns.
 
-The two smallest and one in the middle are the probe. From these alone
+The two smallest and one in the middle are the probe. From their parts alone, t_compute being a
+mini-batch's data, forward and backward,
 
     samples/s = k B P / (k t_compute + t_sync + t_update)
 
-is fitted, and what it says of the others is held against what was measured there. The same line
-predicts more processes: a ring all-reduce of S bytes among P of them sends 2 (P - 1) / P * S over
+says what the others take, and that is held against what was measured there. The same line predicts
+more processes: a ring all-reduce of S bytes among P of them sends 2 (P - 1) / P * S over
 each link, in 2 (P - 1) steps that are each delayed once.
 """
 
@@ -46,7 +47,7 @@ from cadence import Trainer
 from cadence.allocator import keep_memory
 from cadence.distributed import joined
 from cadence.pareto import FRONT, INK, KNEE, PALE
-from cadence.throughput import Model, fitted, straight
+from cadence.throughput import Model, Round, Turn, median_turns, simple
 
 PROCESSES = 2
 
@@ -73,16 +74,6 @@ class Network:
 
 
 LOOPBACK = Network(((), ()), "127.0.0.1", "lo", False, False)
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """The windows of one step_size in one round, as process 0 saw them; medians."""
-
-    step_size: int
-    seconds: float
-    sync: float
-    """Seconds that it waited for the other process and the network."""
 
 
 @contextmanager
@@ -127,8 +118,8 @@ def _done(*command: str) -> bool:
         return False
 
 
-def measured(net: Network, name: str, options: argparse.Namespace) -> list[list[Turn]]:
-    """Train a job on two processes, and return the turns of each round."""
+def measured(net: Network, name: str, options: argparse.Namespace) -> list[Round]:
+    """Train a job on two processes, and return the rounds as process 0 saw them."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "turns.json"
         words = [
@@ -150,7 +141,7 @@ def measured(net: Network, name: str, options: argparse.Namespace) -> list[list[
         if any(codes):
             raise RuntimeError(f"the processes ended with {codes}; what they said is above")
         rounds = json.loads(out.read_text())
-    return [[Turn(**turn) for turn in turns] for turns in rounds]
+    return [{int(size): Turn(*turn) for size, turn in turns.items()} for turns in rounds]
 
 
 def _environment(net: Network, rank: int) -> dict[str, str]:
@@ -181,20 +172,19 @@ def work(options: argparse.Namespace) -> None:
         rounds = []
         for number in range(options.rounds + 1):
             sizes = options.step_sizes if number % 2 else options.step_sizes[::-1]
-            rounds.append([_turn(trainer, loader, job, size, options.windows) for size in sizes])
+            rounds.append(
+                {size: _turn(trainer, loader, job, size, options.windows) for size in sizes}
+            )
     if processes.rank == 0:
         Path(options.worker).write_text(json.dumps(rounds[1:]))  # the first one warms up
 
 
-def _turn(trainer: Trainer, loader: Any, job: Job, step_size: int, windows: int) -> dict[str, Any]:
+def _turn(trainer: Trainer, loader: Any, job: Job, step_size: int, windows: int) -> Turn:
     trainer.step_size = step_size
     trainer.fit(loader, max_samples=windows * step_size * job.batch_size * PROCESSES)
     full = trainer.window_parts.full()
-    return {
-        "step_size": step_size,
-        "seconds": median(full.seconds.tolist()),
-        "sync": median(full.sync.tolist()),
-    }
+    passes, once = full.data + full.compute, full.sync + full.update
+    return Turn(float(passes.mean()), float(once.mean()))
 
 
 def _delay_collectives(seconds: float) -> None:
@@ -212,23 +202,20 @@ class Answer:
     """A job's measured throughput, and the model that a few of its step_sizes give."""
 
     job: Job
-    rounds: list[list[Turn]]
+    rounds: list[Round]
     model: Model
     bytes_sent: int
     """Of one process's gradient."""
-    sync: float
-    """Seconds of a window, median over all turns."""
 
     @property
     def step_sizes(self) -> list[int]:
         """Return what was measured, ascending."""
-        return sorted({turn.step_size for turn in self.rounds[0]})
+        return sorted(self.rounds[0])
 
     def throughputs(self, step_size: int) -> list[float]:
         """Return the samples per second of each round."""
         samples = step_size * self.job.batch_size * PROCESSES
-        turns = [turn for turns in self.rounds for turn in turns if turn.step_size == step_size]
-        return [samples / turn.seconds for turn in turns]
+        return [samples / turns[step_size].seconds for turns in self.rounds]
 
     def with_processes(self, count: int, rate: float, delay: float) -> Model:
         """Return the model of more processes in a ring.
@@ -242,8 +229,8 @@ class Answer:
             2 * (each - 1) / each * self.bytes_sent / rate + 2 * (each - 1) * delay
             for each in (PROCESSES, count)
         )
-        base = max(0.0, self.model.lines[0].base - here) + there
-        return straight(base, self.model.lines[0].slope, count * self.job.batch_size)
+        once = max(0.0, self.model.once - here) + there
+        return simple(once, self.model.lines[0].slope, count * self.job.batch_size)
 
 
 def probe_of(step_sizes: Sequence[int]) -> list[int]:
@@ -252,23 +239,23 @@ def probe_of(step_sizes: Sequence[int]) -> list[int]:
     return sorted({sizes[0], sizes[1], sizes[len(sizes) // 2]})
 
 
-def answered(job: Job, rounds: list[list[Turn]]) -> Answer:
-    """Fit the model to a part of what was measured."""
-    turns = [turn for turns in rounds for turn in turns]
-    probe = probe_of({turn.step_size for turn in turns})
-    seconds = {
-        size: median([turn.seconds for turn in turns if turn.step_size == size]) for size in probe
-    }
-    model = fitted(seconds, job.batch_size * PROCESSES, may_bend=False)
+def answered(job: Job, rounds: list[Round]) -> Answer:
+    """Take the model from a part of what was measured."""
+    turns = median_turns(rounds)
+    probe = probe_of(list(turns))
+    once = median(turns[size].once for size in probe)
+    each = median(turns[size].passes / size for size in probe)
+    model = simple(once, each, job.batch_size * PROCESSES)
     parameters = sum(each.numel() * each.element_size() for each in job.model().parameters())
-    return Answer(job, rounds, model, parameters, median([turn.sync for turn in turns]))
+    return Answer(job, rounds, model, parameters)
 
 
 def table(answer: Answer) -> Iterator[str]:
     """Yield what was measured beside what the model says."""
     yield (
         f"**{answer.job.name}**, {answer.job.batch_size} samples a mini-batch, "
-        f"{answer.bytes_sent / 1e6:.3g} MB of gradient, {1000 * answer.sync:.3g} ms of waiting"
+        f"{answer.bytes_sent / 1e6:.3g} MB of gradient; t_sync + t_update "
+        f"{1000 * answer.model.once:.3g} ms, t_compute {1000 * answer.model.lines[0].slope:.3g} ms"
     )
     yield ""
     yield line(["step_size", "measured, samples/s", "model, samples/s", "error", "of the ceiling"])
@@ -292,7 +279,7 @@ def table(answer: Answer) -> Iterator[str]:
         if size not in probe
     ]
     yield ""
-    yield f"error where nothing was fitted: median {median(errors):.1%}, worst {max(errors):.1%}"
+    yield f"error beside the probe: median {median(errors):.1%}, worst {max(errors):.1%}"
 
 
 def forecasts(answer: Answer, rate: float, delay: float) -> Iterator[str]:
@@ -304,7 +291,7 @@ def forecasts(answer: Answer, rate: float, delay: float) -> Iterator[str]:
         yield line(
             [
                 f"{count:,}",
-                f"{1000 * model.lines[0].base:,.4g}",
+                f"{1000 * model.once:,.4g}",
                 f"{model.throughput(1) / model.ceiling:.1%}",
                 f"step_size {model.reaching():,.0f}",
             ]

@@ -297,7 +297,10 @@ def _first(failures: Path, error: Any) -> Failure:
     own = sorted((each for each in told if each.is_own), key=lambda each: each.when)
     if own:
         return own[0]
-    rank, failed = error.get_first_failure()
+    noticed = {each.rank for each in told}
+    rank, failed = min(
+        error.failures.items(), key=lambda each: (each[0] in noticed, each[1].timestamp)
+    )
     how = f"by {failed.signal_name()}" if failed.exitcode < 0 else f"with code {failed.exitcode}"
     if failed.exitcode == -signal.SIGKILL:
         how += " (was memory short?)"

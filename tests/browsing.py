@@ -99,7 +99,11 @@ def end(server: "subprocess.Popen[str]") -> None:
     os.killpg(server.pid, signal.SIGTERM)
     try:
         server.communicate(timeout=60)
-        until(lambda: not living(server.pid), f"{server.args} leaves processes behind", seconds=30)
+        until(
+            lambda: not living(server.pid),
+            lambda: f"{server.args} leaves processes behind",
+            seconds=30,
+        )
     except BaseException:
         os.killpg(server.pid, signal.SIGKILL)
         raise
@@ -117,13 +121,13 @@ def living(group: int) -> list[int]:
 
 
 def wait_for(url: str) -> None:
-    until(lambda: answers(url), f"{url} does not answer", seconds=120)
+    until(lambda: answers(url), lambda: f"{url} does not answer", seconds=120)
 
 
-def until(holds: Callable[[], bool], otherwise: str, seconds: float) -> None:
+def until(holds: Callable[[], bool], otherwise: Callable[[], str], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, otherwise
+        assert time.monotonic() < deadline, otherwise()
         time.sleep(0.5)
 
 

@@ -139,7 +139,7 @@ class Sweep:
     def until_saved(self, number: int) -> None:
         """Wait until a trial has a checkpoint."""
         saved = self.trial_folder(number) / "checkpoints" / "last.pt"
-        until(saved.exists, f"no {saved}", seconds=120)
+        until(saved.exists, lambda: f"no {saved}: {self.said}", seconds=120)
 
     def worker(self, number: int) -> psutil.Process:
         """Return the process that runs a trial, whoever is its parent."""
@@ -239,7 +239,7 @@ def test_a_trial_that_outlives_its_sweep_is_waited_for_told_and_not_run_again(
 
     again = sweep.start(*options)
     waits = "waiting for what runs on without its sweep: trial 0"
-    until(lambda: waits in sweep.said, "it does not wait", seconds=120)
+    until(lambda: waits in sweep.said, lambda: sweep.said, seconds=120)
     worker.resume()
     sweep.ended_well(again)
 

@@ -189,7 +189,7 @@ def _explained_beyond_config(error: Exception) -> str:
         )
     ours = isinstance(error, ValueError | OSError | MemoryError) or type(
         error
-    ).__module__.startswith(("cadence.", "hydra.", "omegaconf."))
+    ).__module__.startswith(("cadence.", "src.", "hydra.", "omegaconf."))
     if ours:
         return _joined_lines(error)
     return f"{type(error).__name__}: {_joined_lines(error)} (HYDRA_FULL_ERROR=1 shows where)"
