@@ -1,11 +1,15 @@
 """Advise which step_size (mini-batches per update) to train with, or not to accumulate at all.
 
     python -m src.advise experiment=pydocs_gpt device.name=cuda
+    python -m src.advise run=last
 
 It takes the config and the overrides of ``src.train``, trains for seconds to a few minutes, by the
 model's size and what is ``auto``, keeps none of it, and says what to expect of each step_size and
 why. The picture and the table are kept under ``mlruns/advice`` (or where ``hydra.run.dir=`` says)
 and in MLflow.
+
+Of a run that has ended, with ``trainer.noise_scale=true``, it says how the noise scale grew, and
+the schedule of step_size that a next run may follow.
 """
 
 import os
@@ -22,11 +26,13 @@ from cadence import config as configs
 from src.build import build
 from src.errors import errors_in_one_line, interruptible
 from src.launch import WITHOUT_A_TRACE
+from src.resume import run_folder
 from src.tell import OF_NOW, ROOT
 from src.train import TRUSTED_TARGETS
 
 if TYPE_CHECKING:
     from cadence.advice import Advice
+    from cadence.journal import Point
     from cadence.probe import Probe
     from cadence.schema import Config
 
@@ -144,10 +150,76 @@ def _note(cfg: DictConfig, settings: "Config", advice: "Advice", folder: Path) -
     )
 
 
+def advise_on(wanted: str) -> None:
+    """Print how a run's noise scale grew, and the schedule that follows.
+
+    Args:
+        wanted: The run's folder, or ``last``.
+
+    Raises:
+        ConfigError: There is no such run, or it has not measured what it takes.
+        ValueError: It is still going on.
+    """
+    from cadence.console import open_console, print_warmup
+    from cadence.summary import FILE, read_summary
+    from cadence.warmup import warmup
+
+    folder = run_folder("run", wanted, ROOT / "mlruns" / "runs")
+    points = _points(folder)
+    if len({point.value for point in points if point.key == "train/step_size"}) > 1:
+        raise configs.ConfigError(
+            f"run={wanted}: its step_size changed, so its times are of no one window; give a run "
+            "of a single one"
+        )
+    scales = {point.step: point.value for point in points if point.key == "train/noise_scale"}
+    if not scales:
+        raise configs.ConfigError(
+            f"run={wanted}: it has no estimate of its noise scale; train with "
+            "trainer.noise_scale=true, for longer, and not with track=none"
+        )
+    run = read_summary(folder / FILE) if (folder / FILE).exists() else {}
+    times = [run.get(f"time_{part}_ms") for part in ("data", "compute", "sync", "update")]
+    if None in times:
+        raise configs.ConfigError(
+            f"run={wanted}: it was ended before it could tell where its time goes; give one that "
+            "has ended well"
+        )
+    data, compute, sync, update = times
+    step_size = run["step_size"]
+    found = warmup(
+        scales,
+        items=run["effective_batch"] / step_size,
+        cost=(sync + update) * step_size / (data + compute),
+    )
+    console = open_console()
+    console.print(f"run      {folder}\n", markup=False)
+    print_warmup(found, console)
+
+
+def _points(folder: Path) -> "list[Point]":
+    """Return the numbers of a run that has ended, one tracked at least."""
+    from cadence.journal import FILE, Journal
+
+    if not (folder / FILE).exists():
+        return []
+    journal = Journal(folder)
+    points, _ = journal.read(0, sys.maxsize)
+    journal.close()
+    return points
+
+
 def main() -> None:
     """Run the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
     with errors_in_one_line(), interruptible():
+        runs = [word.removeprefix("run=") for word in sys.argv[1:] if word.startswith("run=")]
+        if runs and len(sys.argv) > 2:
+            raise configs.ConfigError(
+                f"run={runs[-1]}: an advice on a run takes no overrides; leave out the others"
+            )
+        if runs:
+            advise_on(runs[0])
+            return
         if {"-m", "--multirun"} & set(sys.argv):
             raise configs.ConfigError(
                 "--multirun: an advice is of one run, for all step_sizes at once; leave it out"

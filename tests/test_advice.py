@@ -1,5 +1,6 @@
 """What is advised: by known machines and noise scales, on real probes, and on the command line."""
 
+import json
 import math
 import struct
 from collections.abc import Iterator
@@ -10,16 +11,23 @@ import mlflow
 import pytest
 import torch
 from conftest import CommandLine
+from hypothesis import given
+from hypothesis import strategies as st
 from oracles import Pair, cut
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
+from warm import Warm
 
 from cadence import Trainer
 from cadence.advice import Advice, advice_markdown, advise, table_of_advice
 from cadence.curve import advice_png
+from cadence.journal import Point
 from cadence.objectives import Regression
 from cadence.probe import noise_scale, probe
+from cadence.summary import read_summary
 from cadence.throughput import Estimate, Forecast, Turn, forecast, simple
+from cadence.warmup import warmup
+from cadence.window import StepSizeSchedule
 
 MEMORY = {1: 10.0, 4: 13.0, 16: 25.0}
 
@@ -334,3 +342,90 @@ def test_what_cannot_be_advised_on_is_refused_in_one_line(
     assert f"error: {message}" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "run" / "advice.md").exists()
+
+
+# The schedule of a run that has ended
+
+
+def test_a_schedule_doubles_where_the_best_step_size_has_by_hand() -> None:
+    # sqrt(noise / 32 * 0.5): 1.4 is nearer to 1 than to 2 by ratio, and 5.6 to 4 than to 8
+    scales = {100: 64.0, 200: 125.0, 300: 256.0, 400: 1024.0, 500: 2000.0, 600: 1024.0}
+
+    found = warmup(scales, items=32, cost=0.5)
+
+    assert [round(each.best, 2) for each in found.growth] == [1.0, 1.4, 2.0, 4.0, 5.59, 4.0]
+    assert found.schedule == {0: 1, 300: 2, 400: 4}
+
+
+def test_an_outlier_does_not_change_a_schedule() -> None:
+    scales = {0: 64.0, 100: 64.0 * 16, 200: 64.0, 300: 64.0 * 4, 400: 64.0 * 4}
+
+    assert warmup(scales, items=32, cost=0.5).schedule == {0: 1, 300: 2}
+
+
+@given(
+    st.dictionaries(st.integers(0, 10**6), st.floats(1e-3, 1e9), min_size=1),
+    st.integers(1, 4096),
+    st.floats(1e-6, 1e3),
+)
+def test_every_schedule_is_one_that_trainer_step_size_takes_and_ascends(
+    scales: dict[int, float], items: int, cost: float
+) -> None:
+    schedule = warmup(scales, items=items, cost=cost).schedule
+
+    assert StepSizeSchedule(schedule).largest <= 64
+    assert list(schedule.values()) == sorted(set(schedule.values()))
+
+
+def test_the_schedule_of_a_run_is_an_override_that_trains(
+    command: CommandLine, warm: Warm, tmp_path: Path, tracking_uri: str
+) -> None:
+    tiny = f"track.uri={tracking_uri}", "trainer.max_samples=256", "data.batch_size=16"
+    assert command(*tiny).returncode == 0
+    run = read_summary(tmp_path / "run" / "summary.json")
+    minibatch = (run["time_data_ms"] + run["time_compute_ms"]) / 2  # step_size is 2
+    cost = (run["time_sync_ms"] + run["time_update_ms"]) / minibatch
+    grown = {64: 1.2, 128: 2.2, 256: 7.9}  # the best step_size after so many samples
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as journal:
+        for step, best in grown.items():
+            point = Point("train/noise_scale", best**2 * 16 / cost, step, 1)
+            journal.write(f"{json.dumps(point._asdict())}\n")
+
+    ended = warm.run("src.advise", [f"run={tmp_path}/run"], tmp_path)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = ended.stdout.splitlines()
+    assert said[0] == f"run      {tmp_path}/run"
+    assert [(line.split()[0], line.split()[2]) for line in said if line[:1].isdigit()] == [
+        ("64", "1.2"),
+        ("128", "2.2"),
+        ("256", "7.9"),
+    ]
+    assert said[-1] == "schedule 'trainer.step_size={0: 1, 128: 2, 256: 8}'"
+    override = said[-1].removeprefix("schedule ").strip("'")
+    again = command(override, "trainer.max_epochs=1", "track=none")
+    assert again.returncode == 0, again.stderr
+    assert "; 2 from 128 samples on; 8 from 256 samples on" in again.stdout
+
+
+def test_a_run_without_a_noise_scale_has_no_schedule(
+    command: CommandLine, warm: Warm, tmp_path: Path, tracking_uri: str
+) -> None:
+    tiny = f"track.uri={tracking_uri}", "trainer.max_samples=256"
+    assert command(*tiny).returncode == 0
+    run = f"run={tmp_path}/run"
+
+    ended = warm.run("src.advise", [run], tmp_path)
+    beside = warm.run("src.advise", [run, "model=cnn"], tmp_path)
+    nowhere = warm.run("src.advise", [f"run={tmp_path}"], tmp_path)
+
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        f"error: {run}: it has no estimate of its noise scale; train with "
+        "trainer.noise_scale=true, for longer, and not with track=none\n",
+    )
+    assert (beside.returncode, beside.stderr) == (
+        1,
+        f"error: {run}: an advice on a run takes no overrides; leave out the others\n",
+    )
+    assert nowhere.stderr.startswith(f"error: {run[:-4]}: {tmp_path} is no run folder")

@@ -20,6 +20,7 @@ from cadence.noise import LEVEL
 from cadence.record import Fitted
 from cadence.report import Report
 from cadence.update import Outcome
+from cadence.warmup import Warmup
 
 REFRESH_SECONDS = 0.25
 """Between two looks at the progress bar: drawing it takes a millisecond of the training's time."""
@@ -176,6 +177,19 @@ def print_advice(advice: Advice, console: Console) -> None:
     Display(None, console).facts(advice.facts)
     console.print()
     console.print(advice.sentence, markup=False)
+
+
+def print_warmup(warmup: Warmup, console: Console) -> None:
+    """Print how the noise scale grew, and the schedule of step_size that follows from it."""
+    table = Table("samples", "noise scale\n(items)", "best\nstep_size", box=None, pad_edge=False)
+    for samples, scale, best in warmup.growth:
+        table.add_row(f"{samples:,}", f"{scale:,.0f}", f"{best:.1f}")
+    console.print(table)
+    console.print()
+    if len(warmup.schedule) == 1:
+        console.print(f"no schedule: step_size {warmup.schedule[0]} suits the whole run")
+    else:
+        console.print(f"schedule 'trainer.step_size={dict(warmup.schedule)}'", markup=False)
 
 
 def print_certificate(certificate: Certificate, console: Console) -> None:
