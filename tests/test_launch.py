@@ -15,6 +15,7 @@ import mlflow
 import optuna
 import psutil
 import pytest
+import torch
 from conftest import ROOT, CommandLine
 from oracles import same
 
@@ -23,6 +24,11 @@ from cadence.checkpoint import read
 PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 
 ON_TWO = ("distributed=ddp", "distributed.processes=2", "device=cpu")
+
+TWO_GPUS = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+)
 
 FAILING = """
 import builtins, os, sys
@@ -53,12 +59,16 @@ def status_in_mlflow(uri: str, folder: Path) -> str:
     return str(mlflow.MlflowClient(uri).get_run(run_id).info.status)
 
 
+@pytest.mark.parametrize(
+    ("device", "error"), [("cpu", 1e-6), pytest.param("cuda", 1e-4, marks=TWO_GPUS)]
+)
 def test_two_processes_train_as_one_with_twice_their_step_size(
-    command: CommandLine, tmp_path: Path
+    command: CommandLine, tmp_path: Path, device: str, error: float
 ) -> None:
-    given = ("trainer.max_epochs=2", "track=none", "device=cpu")
+    given = ("trainer.max_epochs=2", "track=none", f"device={device}")
     alone = command(*given, "trainer.step_size=4", f"hydra.run.dir={tmp_path}/alone")
-    both = command(*given, *ON_TWO, "trainer.step_size=2", f"hydra.run.dir={tmp_path}/both")
+    given = (*ON_TWO, *given)
+    both = command(*given, "trainer.step_size=2", f"hydra.run.dir={tmp_path}/both")
 
     assert (alone.returncode, both.returncode) == (0, 0), both.stderr
     assert both.stderr == ""
@@ -68,7 +78,7 @@ def test_two_processes_train_as_one_with_twice_their_step_size(
     )
     expected, found = summary(tmp_path / "alone"), summary(tmp_path / "both")
     for name in ("train_loss", "val_loss"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-6)
+        assert found[name] == pytest.approx(expected[name], rel=error)
     for name in ("updates", "samples", "effective_batch", "status"):
         assert found[name] == expected[name]
     assert (found["step_size"], found["processes"], found["step_sizes"]) == (2, 2, [2, 2])
