@@ -178,13 +178,13 @@ def advise_on(wanted: str) -> None:
             "trainer.noise_scale=true, for longer, and not with track=none"
         )
     run = read_summary(folder / FILE) if (folder / FILE).exists() else {}
-    times = [run.get(f"time_{part}_ms") for part in ("data", "compute", "sync", "update")]
-    if None in times:
+    times = [f"time_{part}_ms" for part in ("data", "compute", "sync", "update")]
+    if any(run.get(time) is None for time in times):
         raise configs.ConfigError(
             f"run={wanted}: it was ended before it could tell where its time goes; give one that "
             "has ended well"
         )
-    data, compute, sync, update = times
+    data, compute, sync, update = (run[time] for time in times)
     step_size = run["step_size"]
     found = warmup(
         scales,

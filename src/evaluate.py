@@ -30,8 +30,9 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
         ConfigError: The config is impossible, or has no held-out data.
         ValueError: The checkpoint cannot be read, or is of another model.
     """
-    from cadence.checkpoint import BEST, FOLDER, LAST, read
+    from cadence.checkpoint import BEST, FOLDER, LAST
     from cadence.console import open_console, print_evaluation
+    from cadence.statefile import read
 
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
         settings = configs.checked(compose("config", [*began_with(folder), *overrides]))

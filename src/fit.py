@@ -87,8 +87,10 @@ def log_model(settings: "Config", run: Run, folder: Path, run_id: str) -> None:
     Without held-out data none is the best, and it is the trained model as it is.
     """
     from cadence.batch import first_samples, tensors
-    from cadence.checkpoint import BEST, FOLDER, checked_model_state, read
+    from cadence.checkpoint import BEST, FOLDER
     from cadence.logged_model import log_model
+    from cadence.state import checked_model_state
+    from cadence.statefile import read
 
     model, best = run.trainer.model, folder / FOLDER / BEST
     if best.exists():

@@ -17,8 +17,8 @@ from cadence.config import ConfigError
 from src.build import WINDOW
 
 if TYPE_CHECKING:
-    from cadence.checkpoint import State
     from cadence.schema import Config
+    from cadence.state import State
 
 log = logging.getLogger(__name__)
 

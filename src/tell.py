@@ -15,8 +15,8 @@ from cadence.window import StepSizeSchedule
 from src.build import Run, effective_batch
 
 if TYPE_CHECKING:
-    from cadence.checkpoint import State
     from cadence.schema import Config
+    from cadence.state import State
     from cadence.track import Tracker
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -37,10 +37,10 @@ from src.secrecy import with_secrets_in_environment
 from src.tell import ROOT, facts, summarised, tracked, where_to_look
 
 if TYPE_CHECKING:
-    from cadence.checkpoint import State
     from cadence.distributed import Processes
     from cadence.record import Observer
     from cadence.schema import Config
+    from cadence.state import State
 
 TRUSTED_TARGETS = (
     "cadence.data.*",

@@ -33,17 +33,17 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from cadence import checkpoint as room
-from cadence.checkpoint import (
-    Checkpoints,
+from cadence import statefile
+from cadence.checkpoint import Checkpoints, latest
+from cadence.clock import Clock
+from cadence.state import (
     State,
     checked_model_state,
     checked_optimizer_state,
-    latest,
     random_states,
-    read,
     restore_random_states,
 )
-from cadence.clock import Clock
+from cadence.statefile import read, snapshot
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
@@ -89,7 +89,9 @@ def assert_same(found: Any, expected: Any) -> None:
 def alike(found: Any, expected: Any) -> bool:
     """Whether two trees are equal in every type, number and bit; NaN is NaN."""
     if isinstance(expected, State):
-        return all(alike(getattr(found, name), getattr(expected, name)) for name in room._KINDS)
+        return all(
+            alike(getattr(found, name), getattr(expected, name)) for name in statefile._KINDS
+        )
     if type(found) is not type(expected):
         return False
     if isinstance(expected, dict):
@@ -599,7 +601,7 @@ def test_save_returns_before_the_disk_has_it_and_the_state_may_change_at_once(
 
 def test_one_write_is_under_way_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots, written = [], []
-    snapshot, write = room._snapshot, room._write_synced
+    write = room.write_synced
 
     def taken(state: State) -> dict[str, Any]:
         snapshots.append(len(written))
@@ -610,8 +612,8 @@ def test_one_write_is_under_way_at_a_time(folder: Path, monkeypatch: pytest.Monk
         write(contents, file)
         written.append(file)
 
-    monkeypatch.setattr(room, "_snapshot", taken)
-    monkeypatch.setattr(room, "_write_synced", wrote)
+    monkeypatch.setattr(room, "snapshot", taken)
+    monkeypatch.setattr(room, "write_synced", wrote)
     save(folder, *map(numbered, range(1, 6)))
 
     assert snapshots == [0, 1, 2, 3, 4]  # each copy is made when the one before is on the disk
@@ -623,7 +625,7 @@ def test_saving_is_affordable_while_it_took_at_most_a_fiftieth_of_the_time(
 ) -> None:
     """By hand: 1 s in `save` and 3 s in a write are 4 s, 2 % of 200 s."""
     now, writing, saved = [100.0], threading.Event(), threading.Event()
-    snapshot, write = room._snapshot, room._write_synced
+    write = room.write_synced
 
     def snapshot_of_a_second(state: State) -> dict[str, Any]:
         now[0] += 1
@@ -636,8 +638,8 @@ def test_saving_is_affordable_while_it_took_at_most_a_fiftieth_of_the_time(
         write(contents, file)
 
     monkeypatch.setattr(room, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(room, "_snapshot", snapshot_of_a_second)
-    monkeypatch.setattr(room, "_write_synced", write_of_three_seconds)
+    monkeypatch.setattr(room, "snapshot", snapshot_of_a_second)
+    monkeypatch.setattr(room, "write_synced", write_of_three_seconds)
 
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.affordable()
@@ -664,7 +666,7 @@ def refused(file: Path, problem: str) -> None:
 
 def sealed(contents: bytes) -> bytes:
     """Bytes with the right checksum behind them, as an attacker would make them."""
-    return contents + room._FOOTER + hashlib.sha256(contents).digest()
+    return contents + statefile._FOOTER + hashlib.sha256(contents).digest()
 
 
 def in_torchs_format(contents: Any) -> bytes:
@@ -698,7 +700,7 @@ def test_a_file_with_any_bit_flipped_is_refused(whole_file: Path, data: st.DataO
     file = whole_file.with_name("damaged.pt")
     file.write_bytes(damaged)
 
-    in_footer_text = 0 <= place - (len(damaged) - room._FOOTER_BYTES) < len(room._FOOTER)
+    in_footer_text = 0 <= place - (len(damaged) - statefile._FOOTER_BYTES) < len(statefile._FOOTER)
     refused(file, TRUNCATED if in_footer_text else DAMAGED)
 
 
@@ -718,8 +720,8 @@ def test_code_in_a_file_never_runs(tmp_path: Path, form: str, where: str) -> Non
     file, harm = tmp_path / "hostile.pt", tmp_path / "harm"
     contents: Any = {
         "all": Hostile(harm),
-        "a field": room._snapshot(numbered(1)) | {"record": Hostile(harm)},
-        "another field": room._snapshot(numbered(1)) | {"more": Hostile(harm)},
+        "a field": snapshot(numbered(1)) | {"record": Hostile(harm)},
+        "another field": snapshot(numbered(1)) | {"more": Hostile(harm)},
     }[where]
     if form == "pickle":
         hostile = pickle.dumps(contents, protocol=2)
@@ -766,7 +768,7 @@ def test_code_in_a_file_never_runs(tmp_path: Path, form: str, where: str) -> Non
 def test_a_file_of_another_make_is_refused(
     tmp_path: Path, changes: dict[str, Any], problem: str
 ) -> None:
-    contents = room._snapshot(numbered(1)) | changes
+    contents = snapshot(numbered(1)) | changes
     present = {
         key: value for key, value in contents.items() if value is not None or key in OPTIONAL
     }

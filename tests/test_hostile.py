@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import CommandLine
 
-from cadence.checkpoint import FOLDER, read
+from cadence.checkpoint import FOLDER
+from cadence.statefile import read
 
 TRIED = "executed"
 """The file that hostile code would make where the command runs."""

@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, CommandLine
 from oracles import same
 
-from cadence.checkpoint import read
+from cadence.statefile import read
 
 PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 

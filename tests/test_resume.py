@@ -22,13 +22,14 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
 from cadence import Trainer
-from cadence.checkpoint import FOLDER, Checkpoints, latest, read
+from cadence.checkpoint import FOLDER, Checkpoints, latest
 from cadence.clock import Clock
 from cadence.data import TensorData, loader
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
 from cadence.record import Fitted
 from cadence.schedule import cosine
+from cadence.statefile import read
 from cadence.update import Outcome
 from src.resume import with_resume
 

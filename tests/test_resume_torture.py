@@ -14,7 +14,7 @@ from conftest import ROOT
 from oracles import same
 from test_resume import curves
 
-from cadence.checkpoint import read
+from cadence.statefile import read
 
 pytestmark = pytest.mark.slow
 

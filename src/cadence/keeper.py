@@ -4,8 +4,9 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cadence.checkpoint import Checkpoints, State
+from cadence.checkpoint import Checkpoints
 from cadence.interruption import Interruption
+from cadence.state import State
 from cadence.trainer import Trainer
 
 

@@ -10,13 +10,6 @@ from torch.optim import Optimizer
 
 from cadence import device as devices
 from cadence.batch import Batch, samples_in
-from cadence.checkpoint import (
-    State,
-    checked_model_state,
-    checked_optimizer_state,
-    random_states,
-    restore_random_states,
-)
 from cadence.clock import Clock, Limits
 from cadence.distributed import Alone, Processes
 from cadence.measure import Evaluation, PeakMemory, WindowParts, evaluate
@@ -27,6 +20,13 @@ from cadence.passes import Passes
 from cadence.record import Fitted, Observer, Record
 from cadence.schedule import Schedule, constant
 from cadence.shares import Plan, SharedStepSizes
+from cadence.state import (
+    State,
+    checked_model_state,
+    checked_optimizer_state,
+    random_states,
+    restore_random_states,
+)
 from cadence.tuning import Auto
 from cadence.update import Update, stop_if_diverged
 from cadence.window import DEFAULT_STEP_SIZE
@@ -290,7 +290,7 @@ class Trainer:
         """Take over where a run was, so that the next `fit` goes on as if it had never stopped.
 
         Args:
-            state: What `state` returned, or `cadence.checkpoint.read`.
+            state: What `state` returned, or `cadence.statefile.read`.
 
         Raises:
             ValueError: It is of another model or optimizer.

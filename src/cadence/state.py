@@ -1,0 +1,169 @@
+"""Everything a run needs to go on, as tensors and plain values, and whether it belongs here."""
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cadence.clock import Clock
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Everything that a run needs to go on as if it had never stopped: tensors, plain values."""
+
+    model: dict[str, Any]
+    """Its state dict."""
+    optimizer: dict[str, Any]
+    """Its state dict."""
+    scaler: dict[str, Any] | None
+    """The loss scale's state dict; None = there is none."""
+    clock: Clock
+    """With the mini-batches of the present epoch that are already used."""
+    random: dict[str, Any]
+    """What `random_states` returned, once or more, by name."""
+    record: dict[str, Any]
+    """The running means."""
+    config: dict[str, Any]
+    """The flattened config: a key such as ``trainer.step_size`` to its value."""
+    mlflow_run_id: str | None
+    """None = the run is not tracked."""
+
+
+def checked_model_state(model: nn.Module, state: State) -> dict[str, Any]:
+    """Return the model's state dict in a checkpoint, if it is of this very model.
+
+    Args:
+        model: What is to load it.
+        state: What `read` returned.
+
+    Raises:
+        ValueError: Names, shapes or dtypes differ.
+    """
+    here = {name: described(value) for name, value in model.state_dict().items()}
+    there = {name: described(value) for name, value in state.model.items()}
+    _refuse_another("model", here, there)
+    return state.model
+
+
+def checked_optimizer_state(optimizer: Optimizer, state: State) -> dict[str, Any]:
+    """Return the optimizer's state dict in a checkpoint, if it is of this very kind.
+
+    torch itself takes AdamW's state into an SGD without a word. The values of the options may
+    differ: only their names are compared, and the parameters in each group.
+
+    Args:
+        optimizer: What is to load it.
+        state: What `read` returned.
+
+    Raises:
+        ValueError: They differ.
+    """
+    here = _options(optimizer.state_dict()["param_groups"])
+    there = _options(state.optimizer.get("param_groups", []))
+    _refuse_another("optimizer", here, there)
+    return state.optimizer
+
+
+def random_states() -> dict[str, Any]:
+    """Return the state of every global random generator: Python's, numpy's, torch's per device.
+
+    Where CUDA was not used yet, its devices have none.
+    """
+    numpy_state = np.random.get_state(legacy=False)
+    return {
+        "python": random.getstate(),
+        "numpy": _replaced(numpy_state, np.ndarray, lambda array: torch.from_numpy(array.copy())),
+        "torch": torch.get_rng_state(),
+        "cuda": _cuda_states(),
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put every global random generator back to where it was.
+
+    Those of devices that this machine lacks are left out, with a warning.
+
+    Args:
+        states: What `random_states` returned.
+    """
+    random.setstate(states["python"])
+    np.random.set_state(_replaced(states["numpy"], Tensor, Tensor.numpy))
+    torch.set_rng_state(states["torch"])
+    present = torch.cuda.device_count()
+    for index, cuda in enumerate(states["cuda"][:present]):
+        torch.cuda.set_rng_state(cuda, index)
+    has_mps = torch.backends.mps.is_available()
+    if states["mps"] is not None and has_mps:
+        torch.mps.set_rng_state(states["mps"])
+    if len(states["cuda"]) > present or (states["mps"] is not None and not has_mps):
+        log.warning(
+            "the checkpoint holds random states of devices that this machine lacks: what is drawn "
+            "there differs from an undisturbed run"
+        )
+
+
+def _options(groups: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the options of all parameter groups, by group where there are several."""
+    prefixes = [f"group {index}: " if len(groups) > 1 else "" for index in range(len(groups))]
+    described: dict[str, str] = {}
+    for prefix, group in zip(prefixes, groups, strict=True):
+        described |= {f"{prefix}{name}": "" for name in sorted(group)}
+        described[f"{prefix}params"] = f"{len(group['params'])} tensors"
+    return described
+
+
+def _refuse_another(what: str, here: dict[str, str], there: dict[str, str]) -> None:
+    """Refuse a checkpoint whose parts, by name, are not those that there are here.
+
+    Raises:
+        ValueError: They differ.
+    """
+    differing = [
+        f"{name} is {there[name]} there and {here[name]} here"
+        for name in here
+        if name in there and here[name] != there[name]
+    ]
+    missing = [f"{name} {here[name]}".rstrip() for name in here if name not in there]
+    extra = [f"{name} {there[name]}".rstrip() for name in there if name not in here]
+    listed = {"differ": differing, "it lacks": missing, "it has too": extra}
+    problems = [f"{verb} {first_three(names)}" for verb, names in listed.items() if names]
+    if problems:
+        raise ValueError(
+            f"the checkpoint is of another {what}: {'; '.join(problems)}; choose the {what} "
+            "options that it was trained with"
+        )
+
+
+def described(value: Any) -> str:
+    """Return what a value is in a word or two, such as ``float32[3, 4]``."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return f"of type {type(value).__name__}"
+
+
+def first_three(names: list[str]) -> str:
+    """Return the first three names, and how many there are beside them."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _cuda_states() -> list[Tensor]:
+    used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.cuda.get_rng_state_all() if used else []
+
+
+def _replaced(tree: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """Return nested dicts with each value of a kind converted."""
+    if isinstance(tree, dict):
+        return {key: _replaced(value, kind, convert) for key, value in tree.items()}
+    return convert(tree) if isinstance(tree, kind) else tree
