@@ -42,8 +42,8 @@ from cadence.update import Outcome
 Measurement: TypeAlias = Callable[[int], tuple[float, float]]
 """size -> what it amounts to on the axis, and the seconds it took."""
 
-POINTS_A_WINDOW = 4
-"""What a tracker keeps of a window: loss, gradient norm, learning rate, updates."""
+POINTS_A_WINDOW = 5
+"""What a tracker keeps of a window: loss, gradient norm, learning rate, step_size, updates."""
 
 FIXED_SAMPLES = 4096
 """Trained on where step_size grows; half of it where the parameters do."""

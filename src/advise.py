@@ -12,8 +12,8 @@ Of a run that has ended, with ``trainer.noise_scale=true``, it says how the nois
 the schedule of step_size that a next run may follow.
 """
 
-import os
 import sys
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +24,10 @@ from omegaconf import DictConfig
 
 from cadence import config as configs
 from src.build import build
-from src.errors import errors_in_one_line, interruptible
+from src.errors import command_line, errors_in_one_line
 from src.launch import WITHOUT_A_TRACE
 from src.resume import run_folder
+from src.secrecy import MULTIRUN
 from src.tell import OF_NOW, ROOT
 from src.train import TRUSTED_TARGETS
 
@@ -197,21 +198,22 @@ def advise_on(wanted: str) -> None:
 
 
 def _points(folder: Path) -> "list[Point]":
-    """Return the numbers of a run that has ended, one tracked at least."""
+    """Return a run's numbers; none of them = it was not tracked.
+
+    Raises:
+        ValueError: It is still going on.
+    """
     from cadence.journal import FILE, Journal
 
     if not (folder / FILE).exists():
         return []
-    journal = Journal(folder)
-    points, _ = journal.read(0, sys.maxsize)
-    journal.close()
-    return points
+    with closing(Journal(folder)) as journal:
+        return journal.read(0, sys.maxsize)[0]
 
 
 def main() -> None:
     """Run the command line."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
-    with errors_in_one_line(), interruptible():
+    with command_line():
         runs = [word.removeprefix("run=") for word in sys.argv[1:] if word.startswith("run=")]
         if runs and len(sys.argv) > 2:
             raise configs.ConfigError(
@@ -220,7 +222,7 @@ def main() -> None:
         if runs:
             advise_on(runs[0])
             return
-        if {"-m", "--multirun"} & set(sys.argv):
+        if MULTIRUN & set(sys.argv):
             raise configs.ConfigError(
                 "--multirun: an advice is of one run, for all step_sizes at once; leave it out"
             )

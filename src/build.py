@@ -205,7 +205,6 @@ def planned_step_sizes(
     """
     asked = settings.distributed.step_sizes
     each: SharedStepSizes = asked if isinstance(asked, list) else settings.trainer.step_size
-    Plan(each, processes)
     is_scheduled = isinstance(settings.trainer.step_size, Mapping)
     if is_scheduled and asked is not None:
         raise ValueError(
@@ -213,13 +212,13 @@ def planned_step_sizes(
             "process; leave distributed.step_sizes null, or give trainer.step_size one number"
         )
     if began_with is None:
-        return each
+        return Plan(each, processes).step_sizes
     step_size = settings.trainer.step_size
     now = asked, str(step_size) if is_scheduled else step_size  # as `configs.flattened` has it
     before = began_with.get("distributed.step_sizes"), began_with["trainer.step_size"]
     was = began_with.get("distributed.processes", 1)
     if now != before or (is_scheduled and was == processes):
-        return each
+        return Plan(each, processes).step_sizes
     if is_scheduled:
         raise ValueError(
             f"distributed.processes={processes}: the run has a schedule of trainer.step_size for "

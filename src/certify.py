@@ -5,7 +5,6 @@
 It takes the config and the overrides of ``src.train``, trains nothing and leaves nothing behind.
 """
 
-import os
 import sys
 
 import hydra
@@ -14,8 +13,9 @@ from omegaconf import DictConfig
 
 from cadence import config as configs
 from src.build import build
-from src.errors import errors_in_one_line, interruptible
+from src.errors import command_line, errors_in_one_line
 from src.launch import WITHOUT_A_TRACE
+from src.secrecy import MULTIRUN
 from src.tell import ROOT
 from src.train import TRUSTED_TARGETS
 
@@ -59,9 +59,8 @@ def _certify(cfg: DictConfig) -> bool:
 
 def main() -> None:
     """Run the command line; the exit code is 0 if the certificate is passed, else 1."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
-    with errors_in_one_line(), interruptible():
-        if {"-m", "--multirun"} & set(sys.argv):
+    with command_line():
+        if MULTIRUN & set(sys.argv):
             raise configs.ConfigError(
                 "--multirun: a certificate is of one run; try python -m src.certify once for each"
             )

@@ -46,7 +46,18 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def command_line() -> Iterator[None]:
+    """Run a command: an error is one line and exit code 1, SIGTERM is Ctrl-C.
+
+    Hydra is told to hand errors on instead of printing its own.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    with errors_in_one_line(), _interruptible():
+        yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
     """Let SIGTERM end a run or a sweep as Ctrl-C does: marked KILLED, with nothing lost."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -6,7 +6,6 @@
 Further overrides win over those that the run began with.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hydra.utils import execution_whitelist
 
 from cadence import config as configs
 from src.build import build
-from src.errors import errors_in_one_line
+from src.errors import command_line
 from src.resume import began_with, run_folder
 from src.tell import ROOT
 from src.train import TRUSTED_TARGETS
@@ -49,13 +48,12 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     given = sys.argv[1:]
     if {"-h", "--help"} & {*given}:
         print(f"{__doc__}\n{USAGE}")
         return
     runs = [argument.removeprefix("run=") for argument in given if argument.startswith("run=")]
-    with errors_in_one_line():
+    with command_line():
         if not runs:
             raise configs.ConfigError(f"run= is missing; {USAGE}")
         overrides = [argument for argument in given if not argument.startswith("run=")]

@@ -1,7 +1,8 @@
 """The processes of a run: started by torch's elastic launcher, or by torchrun and found here.
 
     python -m src.train distributed=ddp distributed.processes=2
-    torchrun --nnodes 2 --nproc-per-node 2 --rdzv-endpoint HOST:29500 -m src.train distributed=ddp
+    torchrun --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        -m src.train distributed=ddp
 
 The first process, which composed the config, starts the others and gives it to each; it does not
 train itself. It hands signals on, shows the one error that ended the others, and marks a run whose

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cadence.redaction import redacted
 
-MULTIRUN = ("-m", "--multirun")
+MULTIRUN = {"-m", "--multirun"}
 
 
 def with_secrets_in_environment(arguments: Sequence[str]) -> list[str]:
@@ -24,7 +24,7 @@ def with_secrets_in_environment(arguments: Sequence[str]) -> list[str]:
     Args:
         arguments: What the user typed.
     """
-    if not set(MULTIRUN) & set(arguments):
+    if not MULTIRUN & set(arguments):
         return list(arguments)
     return [_from_environment(one) if redacted(one) != one else one for one in arguments]
 

@@ -25,6 +25,11 @@ OF_NOW = ("resume", "track.run_id")
 """Keys that say where a run is kept and not what it is: no params to compare runs by."""
 
 
+def in_multirun() -> bool:
+    """Return whether this run is one of several that one command starts."""
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
 def tracked(
     cfg: DictConfig, settings: "Config", run: Run, folder: Path, state: "State | None"
 ) -> AbstractContextManager["Tracker | None"]:
@@ -47,7 +52,7 @@ def tracked(
     known_run = None
     if state is not None and folder.samefile(settings.resume or folder):
         known_run = state.mlflow_run_id
-    is_trial = HydraConfig.get().mode == RunMode.MULTIRUN and settings.track.run_id is not None
+    is_trial = in_multirun() and settings.track.run_id is not None
     if is_trial and not settings.track.offline:
         address.wait(settings.track.uri)  # the sweep made its run there
     choices = HydraConfig.get().runtime.choices
@@ -78,7 +83,7 @@ def _parent(settings: "Config") -> str | Path | None:
     Offline it is the multirun's folder, whose run is made on delivery.
     """
     hydra_config = HydraConfig.get()
-    if hydra_config.mode != RunMode.MULTIRUN or settings.track.run_id is not None:
+    if not in_multirun() or settings.track.run_id is not None:
         return None
     from cadence.lineage import parent_of_folder
 

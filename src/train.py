@@ -6,7 +6,6 @@ Configuration stops here: every room of the library takes plain values. The heav
 inside the functions, so that ``--help`` and a typo are answered at once.
 """
 
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cadence import config as configs
@@ -22,7 +20,7 @@ from cadence.liveness import going_on
 from cadence.redaction import redact_files, redact_logs
 from cadence.shares import Plan
 from src.build import WINDOW, Run, build, planned_step_sizes
-from src.errors import errors_in_one_line, interruptible, logged_with_traceback
+from src.errors import command_line, errors_in_one_line, logged_with_traceback
 from src.fit import fit, fit_and_keep, kept_config, log_model
 from src.launch import (
     check_device,
@@ -34,7 +32,7 @@ from src.launch import (
 )
 from src.resume import state_to_go_on_from, take_along, where_a_trial_goes_on, with_resume
 from src.secrecy import with_secrets_in_environment
-from src.tell import ROOT, facts, summarised, tracked, where_to_look
+from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_look
 
 if TYPE_CHECKING:
     from cadence.distributed import Processes
@@ -61,16 +59,14 @@ redact_logs()
 def train(cfg: DictConfig) -> tuple[float, float]:
     """Train as the config says, and return ``(val_loss, samples_per_second)``."""
     # In a multirun the sweeper wants a failed trial's exception.
-    in_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    with nullcontext() if in_multirun else errors_in_one_line(), logged_with_traceback():
+    with nullcontext() if in_multirun() else errors_in_one_line(), logged_with_traceback():
         return _train(cfg)
 
 
 def _train(cfg: DictConfig) -> tuple[float, float]:
     _redact_hydra_files()
     settings = configs.checked(cfg)
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    if settings.sweep is not None and not in_sweep:
+    if settings.sweep is not None and not in_multirun():
         option = HydraConfig.get().runtime.choices["sweep"]
         raise configs.ConfigError(
             f"sweep={option}: a sweep is many runs; try python -m src.train --multirun "
@@ -81,16 +77,15 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with going_on(folder) if in_sweep else nullcontext():
+    with going_on(folder) if in_multirun() else nullcontext():
         return _on_processes(cfg, settings)
 
 
 def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
     """Train in this process, or in those that it starts."""
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     count = processes_wanted(settings)
     check_device(settings, count)
-    if is_launched() and in_sweep:
+    if is_launched() and in_multirun():
         raise configs.ConfigError(
             "--multirun: torchrun starts the processes of one run; without it each trial of a "
             "sweep starts its own by distributed=ddp distributed.processes="
@@ -106,8 +101,7 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
     """Train in this process, alone or beside others, and return what `train` does."""
     settings = configs.checked(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    if in_sweep and settings.resume is not None:
+    if in_multirun() and settings.resume is not None:
         settings.resume = where_a_trial_goes_on(folder, settings.resume)
     count = processes_wanted(settings)
     with joined_processes(settings, count) as processes:
@@ -143,13 +137,12 @@ def _train_and_tell(
     kept: dict[str, Any],
 ) -> tuple[float, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if state is not None:
         take_along(Path(settings.resume or ""), folder)
 
     from cadence.console import Display
 
-    display = Display(run.total_samples, quiet=in_sweep)
+    display = Display(run.total_samples, quiet=in_multirun())
     display.facts(facts(settings, run))
     with (
         tracked(cfg, settings, run, folder, state) as tracker,
@@ -171,15 +164,14 @@ def _redact_hydra_files() -> None:
     if hydra_config.output_subdir is not None:
         written = Path(hydra_config.runtime.output_dir) / hydra_config.output_subdir
         files += written.glob("*.yaml")
-    if hydra_config.mode == RunMode.MULTIRUN:
+    if in_multirun():
         files += Path(hydra_config.sweep.dir).glob("multirun.yaml")
     redact_files(files)
 
 
 def main() -> None:
     """Run the command line."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing its own
-    with errors_in_one_line(), interruptible():
+    with command_line():
         arguments = with_resume(sys.argv[1:], ROOT / "mlruns" / "runs")
         sys.argv[1:] = without_a_trace(with_secrets_in_environment(arguments))
         train()

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -68,37 +69,38 @@ def mlflow_pages(mlruns: Path) -> Iterator[str]:
         *("make", "--no-print-directory", "ui", f"PORT={port}", f"MLRUNS={mlruns}"),
         *(f"VENV={venv}", f"--old-file={venv}/.installed"),  # this environment, as it is
     ]
-    with serving(command) as server:
-        assert server.stdout is not None
-        said = server.stdout.readline()
-        page = f"http://127.0.0.1:{port}/#/experiments/1?workflowType=machine_learning"
-        assert said == f"compare the runs at {page}\n"
+    with serving(command) as said:
         wait_for(f"http://127.0.0.1:{port}/health")
+        page = f"http://127.0.0.1:{port}/#/experiments/1?workflowType=machine_learning"
+        assert said.read_text().startswith(f"compare the runs at {page}\n")
         yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
-def serving(command: Sequence[str], **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    """Run a server in a process group of its own, and leave none of the group behind."""
-    server = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield server
-    finally:
-        end(server)
+def serving(command: Sequence[str], **environment: str) -> Iterator[Path]:
+    """Run a server in a process group of its own, and leave none of the group behind.
+
+    Gives the file with what it says: a pipe that no one reads would fill, and stop the server.
+    """
+    with tempfile.NamedTemporaryFile() as said:
+        server = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=said,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            yield Path(said.name)
+        finally:
+            end(server)
 
 
-def end(server: "subprocess.Popen[str]") -> None:
+def end(server: "subprocess.Popen[bytes]") -> None:
     os.killpg(server.pid, signal.SIGTERM)
     try:
-        server.communicate(timeout=60)
+        server.wait(timeout=60)
         until(
             lambda: not living(server.pid),
             lambda: f"{server.args} leaves processes behind",

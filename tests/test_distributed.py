@@ -1,5 +1,6 @@
 """One run on several processes: the weights of one process, and one synchronisation per update."""
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -88,6 +89,12 @@ def test_an_update_costs_one_exchange_of_counts_and_one_all_reduce_of_gradients(
         assert counted["calls"].count(gradients) == updates
         assert counted["calls"].count(counts) == updates + 1 + 3  # the start, and each epoch's end
         assert len(counted["calls"]) == 2 * updates + 4 + 1  # whether the models are one, once
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads in /proc")
+def test_no_thread_of_the_process_group_outlives_it(ran: Callable[[int], Path]) -> None:
+    for rank in range(2):  # one would abort Python's end, now and then
+        assert "gloo" not in (ran(2) / f"threads{rank}").read_text()
 
 
 def test_what_does_not_fit_on_one_process_is_run_again_there_alone(further: list[Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadence.goodput import best_step_size, best_whole, efficiency, flat_region, goodput
+from cadence.goodput import best_whole, efficiency, flat_region, goodput
 from cadence.throughput import Line, Model, simple
 
 LIMIT = 256
@@ -27,7 +27,6 @@ def test_the_best_step_size_by_hand() -> None:
     # sqrt(noise 128 / batch 32 * update 4 s / compute 1 s) = 4
     model = simple(4.0, 1.0, 32)
 
-    assert best_step_size(model, 128, 32, LIMIT) == 4
     assert best_whole(model, 128, 32, LIMIT) == 4
     # goodput there: 4 * 32 / 8 samples/s, each worth (128 + 32) / (128 + 128)
     assert goodput(model, 128, 32, 4) == 16 * 160 / 256
@@ -37,10 +36,10 @@ def test_the_best_step_size_by_hand() -> None:
 
 
 def test_the_best_step_size_stays_within_what_there_can_be() -> None:
-    assert best_step_size(simple(4.0, 1.0, 32), 128, 32, 3) == 3
-    assert best_step_size(simple(0.01, 1.0, 32), 128, 32, LIMIT) == 1
-    assert best_step_size(simple(4.0, 1.0, 32), math.inf, 32, LIMIT) == LIMIT
-    assert best_step_size(simple(4.0, 0.0, 32), 128, 32, LIMIT) == LIMIT
+    assert best_whole(simple(4.0, 1.0, 32), 128, 32, 3) == 3
+    assert best_whole(simple(0.01, 1.0, 32), 128, 32, LIMIT) == 1
+    assert best_whole(simple(4.0, 1.0, 32), math.inf, 32, LIMIT) == LIMIT
+    assert best_whole(simple(4.0, 0.0, 32), 128, 32, LIMIT) == LIMIT
 
 
 @given(times, times, noises, st.integers(1, 512))

@@ -240,7 +240,7 @@ def test_with_one_process_synchronisation_takes_no_time_at_all(
     timer = PartTimer(CPU)
 
     for _ in timer.arriving(range(2)):
-        timer.computed()
+        timer.computed(0)
         timer.window(64)
 
     assert timer.windows().sync.tolist() == [0, 0]

@@ -25,7 +25,7 @@ from cadence.console import Display
 from cadence.data import TensorData, loader
 from cadence.journal import Journal
 from cadence.logbook import Logbook
-from cadence.noise import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts, joined
+from cadence.noise import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts
 from cadence.objectives import LanguageModelling, Regression
 from cadence.passes import Passes
 
@@ -119,16 +119,6 @@ def test_items_that_are_all_the_same_have_no_noise() -> None:
         noise.window(4, 0.1, squares((0.1,) * 4, (3, 1))[1])
 
     assert noise.estimate() == pytest.approx((0, 0, 0), abs=1e-12)
-
-
-def test_the_parts_of_two_processes_are_those_of_the_window() -> None:
-    mean, whole = squares((3.0, 1.0, 4.0, 1.0, 5.0), (1, 2, 2))
-    here = Parts(1, 3.0**2)  # a process whose own gradient is its only part
-    there = squares((1.0, 4.0, 1.0, 5.0), (2, 2))[1]
-
-    assert joined([here, there]).count == 3
-    assert joined([here, there]).squares == pytest.approx(whole.squares)
-    assert mean == 2.8
 
 
 def test_a_restored_estimate_goes_on_to_the_bit() -> None:

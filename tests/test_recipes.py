@@ -50,11 +50,11 @@ def test_the_first_ten_losses_are_the_golden_ones(recipe: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "metric", "at_least", "at_most", "seconds"),
+    ("recipe", "metric", "at_least", "at_most"),
     [
-        ("digits_mlp", "val_accuracy", 0.97, 1.0, 60),
-        ("digits_cnn", "val_accuracy", 0.98, 1.0, 60),
-        ("pydocs_gpt", "val_bits_per_token", 0.0, 2.6, 240),
+        ("digits_mlp", "val_accuracy", 0.97, 1.0),
+        ("digits_cnn", "val_accuracy", 0.98, 1.0),
+        ("pydocs_gpt", "val_bits_per_token", 0.0, 2.3),
     ],
 )
 def test_a_recipe_learns_what_it_says(
@@ -65,7 +65,6 @@ def test_a_recipe_learns_what_it_says(
     metric: str,
     at_least: float,
     at_most: float,
-    seconds: float,
 ) -> None:
     ended = command(
         f"experiment={recipe}",
@@ -76,5 +75,4 @@ def test_a_recipe_learns_what_it_says(
 
     assert ended.returncode == 0, ended.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    print(recipe, metric, summary[metric], f"{summary['seconds']:.0f} s, stated {seconds:.0f} s")
     assert at_least <= summary[metric] <= at_most

@@ -36,14 +36,15 @@ SAID = (
 class Small(Regression):
     """A loss for which memory suffices up to some samples, and fails after the forward."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, said: str = SAID) -> None:
         self.most = most
+        self.said = said
         self.sizes: list[int] = []
 
     def total_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         total_loss = super().total_loss(model, batch)
         if sample_count(batch) > self.most:
-            raise RuntimeError(SAID)
+            raise RuntimeError(self.said)
         self.sizes.append(sample_count(batch))
         return total_loss
 
@@ -147,6 +148,22 @@ def test_one_sample_that_does_not_fit_is_an_error_that_names_the_bytes_and_the_r
         "a smaller model, shorter inputs, or device.precision=bf16"
     )
     assert same(weights(model), before)
+
+
+def test_a_refusal_that_names_no_bytes_is_told_as_it_was_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (model,) = copies(1)
+    objective = Small(4, "could not create a primitive")  # oneDNN's, out of memory
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.05), objective, 1, "cpu")
+
+    trainer.fit(cut(regression_pair(8), [8]), epochs=1)
+
+    assert objective.sizes == [4, 4]
+    assert caplog.messages == [
+        "8 samples per forward and backward do not fit into memory (could not create a primitive); "
+        "at most 4 from here on, with the same gradient"
+    ]
 
 
 def test_what_couples_its_samples_is_not_split_but_refused() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadence import config as configs
-from cadence.shares import MEASURED, WARM_UP, Balance, Share, balanced, checked_step_sizes, even
+from cadence.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
 from src.build import WINDOW, planned_step_sizes
 from src.launch import check_device, processes_wanted
 from src.tell import ROOT
@@ -77,11 +77,12 @@ def test_a_window_in_which_a_process_had_nothing_tells_nothing() -> None:
 )  # fmt: skip
 def test_impossible_shares_are_refused(step_size: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=r"^") as refused:
-        checked_step_sizes(step_size, 2)
+        Plan(step_size, 2)
     assert str(refused.value) == message
 
 
 def settings_of(*overrides: str) -> Any:
+    configs.register(ROOT)
     with initialize_config_dir(str(ROOT / "conf")):
         return configs.checked(compose("config", ["distributed=ddp", *overrides]))
 
@@ -121,7 +122,9 @@ def test_a_run_that_goes_on_keeps_its_window_unless_it_is_asked_for_another(
     began_with: dict[str, Any] | None,
     shares: tuple[int, ...],
 ) -> None:
-    assert planned_step_sizes(settings_of(*overrides), processes, began_with) == shares
+    planned = planned_step_sizes(settings_of(*overrides), processes, began_with)
+
+    assert Plan(planned, processes).at(0) == shares
 
 
 def test_more_processes_than_mini_batches_are_refused() -> None:

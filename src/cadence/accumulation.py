@@ -308,6 +308,6 @@ class _MeasuredGradients(_TakenGradients):
         return Parts(len(self._counts), squares * (self._items / scale) ** 2)
 
 
-def wide(gradient: Tensor) -> Tensor:
-    """Return a gradient in float32 where it is in half precision; else as it is."""
-    return gradient.float() if gradient.dtype in HALF else gradient
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 where it is in half precision; else as it is."""
+    return tensor.float() if tensor.dtype in HALF else tensor

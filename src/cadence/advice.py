@@ -7,6 +7,7 @@ from functools import partial
 from itertools import pairwise
 
 from cadence.goodput import FLAT, best_whole, flat_region, goodput
+from cadence.noise import LEVEL as NOISE_LEVEL
 from cadence.table import Table, markdown, plain
 from cadence.throughput import LEVEL, NEAR_CEILING, Estimate, Forecast, Model
 
@@ -235,7 +236,7 @@ def _facts(question: _Question, minibatches: int | None, first_samples: int) -> 
         "noise scale": f"{_scale(question.noise)}, an estimate after {first_samples:,} samples; it "
         "grows while the loss falls",
         "model": f"a window's passes are {forecast.model.shape} in step_size; intervals at "
-        f"{LEVEL:.0%}".replace("%", " %"),
+        f"{LEVEL:.0%}, of the noise scale at {NOISE_LEVEL:.0%}".replace("%", " %"),
     }
     if minibatches is not None and minibatches < LARGEST:
         facts["epoch"] = f"{minibatches} mini-batches, so no window can be larger"

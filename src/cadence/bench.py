@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cadence.accumulation import accumulate
 from cadence.batch import Batch, mapped, moved, rebatched, sample_count
 from cadence.objectives import Objective
+from cadence.redaction import with_its_type
 
 TOLERANCES = {
     torch.float64: 1e-10,
@@ -129,7 +130,7 @@ def set_up(
         copied, objective = copy.deepcopy((model, objective))
     except Exception as error:
         if dtype is not None:
-            raise ValueError(f"the model cannot be copied ({in_one_line(error)})") from None
+            raise ValueError(f"the model cannot be copied ({with_its_type(error)})") from None
         copied = model
     else:
         _carry_hooks(model, copied)
@@ -376,14 +377,9 @@ def errors_explained() -> Iterator[None]:
                 "one pass over the whole window takes more memory than there is; certify a "
                 "smaller one: trainer.step_size=2, or a smaller data.batch_size"
             ) from error
-        raise ValueError(f"one pass over the whole window fails: {in_one_line(error)}") from error
+        raise ValueError(f"one pass over the whole window fails: {with_its_type(error)}") from error
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's parameters; the CPU if it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return an error's type and message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

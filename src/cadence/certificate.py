@@ -20,7 +20,6 @@ from cadence.batch import Batch, sample_count
 from cadence.bench import (
     TOLERANCES,
     Bench,
-    in_one_line,
     in_one_pass,
     is_finite,
     kept,
@@ -28,6 +27,7 @@ from cadence.bench import (
     set_up,
 )
 from cadence.objectives import Objective
+from cadence.redaction import with_its_type
 from cadence.splits import Comparison, Measured, compare_splits, shown
 from cadence.suspects import Cause, diagnosed, uncounted
 
@@ -218,7 +218,7 @@ def _finer(own: Bench, make: Callable[[torch.dtype], Bench]) -> tuple[list[Bench
         try:
             return [make(dtype)], notes
         except Exception as error:
-            notes.append(f"{name} is left out: {in_one_line(error.__cause__ or error)}")
+            notes.append(f"{name} is left out: {with_its_type(error.__cause__ or error)}")
     return [], notes
 
 

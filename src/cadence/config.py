@@ -20,6 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from cadence.redaction import in_one_line
 from cadence.schema import OPTIONS, SCHEMAS, Config, DistributedConfig
 from cadence.window import StepSizeSchedule
 
@@ -121,18 +122,18 @@ def build(group: str, node: Mapping[str, Any], *first: Any, **filled: Any) -> An
         raise ConfigError(
             f"{group}._target_={target}: refused, because a config can name any code to run; if "
             "you trust it, add its module to TRUSTED_TARGETS in src/train.py "
-            f"({_joined_lines(error)})"
+            f"({in_one_line(error)})"
         ) from error
     try:
         # The target is authorised; Hydra would authorise its result as well, if that is callable,
         # which every torch module is.
         return make.func(*first, *make.args, **make.keywords)
     except (TypeError, IndexError, RuntimeError) as error:
-        raise ConfigError(f"{group}._target_={target}: {_joined_lines(error)}") from error
+        raise ConfigError(f"{group}._target_={target}: {in_one_line(error)}") from error
     except ValueError as error:
         if target.startswith("cadence."):  # it names the key itself
             raise
-        raise ConfigError(f"{group}._target_={target}: {_joined_lines(error)}") from error
+        raise ConfigError(f"{group}._target_={target}: {in_one_line(error)}") from error
 
 
 def flattened(cfg: DictConfig) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def explained(error: Exception) -> str:
     if merged:
         key, value = merged.groups()
         meaning = _meaning(key)
-        problem = f"must be {meaning}" if meaning else _joined_lines(error.__cause__ or error)
+        problem = f"must be {meaning}" if meaning else in_one_line(error.__cause__ or error)
         return f"{key}={value}: {problem}"
     removed = re.search(r"Error merging override ~(\S+)", text)
     if removed:
@@ -191,8 +192,8 @@ def _explained_beyond_config(error: Exception) -> str:
         error
     ).__module__.startswith(("cadence.", "src.", "hydra.", "omegaconf."))
     if ours:
-        return _joined_lines(error)
-    return f"{type(error).__name__}: {_joined_lines(error)} (HYDRA_FULL_ERROR=1 shows where)"
+        return in_one_line(error)
+    return f"{type(error).__name__}: {in_one_line(error)} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def _unknown_key(key: str) -> str:
@@ -339,7 +340,3 @@ def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:
         for name, part in value.items()
         for leaf in _leaves(part, f"{key}.{name}" if key else name)
     ]
-
-
-def _joined_lines(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -19,6 +19,7 @@ from cadence.measure import Evaluation, WindowTime
 from cadence.noise import LEVEL
 from cadence.record import Fitted
 from cadence.report import Report
+from cadence.table import Table as TextTable
 from cadence.update import Outcome
 from cadence.warmup import Warmup
 
@@ -153,12 +154,9 @@ def print_evaluation(evaluation: Evaluation, file: Path, samples: int, console: 
 
 def print_report(report: Report, console: Console) -> None:
     """Print a sweep's table, its warnings and its answer."""
-    table = Table(*report.table.columns, box=None, pad_edge=False)
-    for row in report.table.rows:
-        table.add_row(*map(Text, row))
     console.print()
     if report.table.rows:
-        console.print(table)
+        console.print(_shown(report.table))
     for warning in report.warnings:
         console.print(f"warning: {warning}", markup=False)
     console.print(report.sentence, markup=False)
@@ -167,12 +165,8 @@ def print_report(report: Report, console: Console) -> None:
 
 def print_advice(advice: Advice, console: Console) -> None:
     """Print what is predicted for each step_size, what it follows from, and what to choose."""
-    table = table_of_advice(advice)
-    shown = Table(*table.columns, box=None, pad_edge=False)
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
     console.print()
-    console.print(shown)
+    console.print(_shown(table_of_advice(advice)))
     console.print()
     Display(None, console).facts(advice.facts)
     console.print()
@@ -181,15 +175,23 @@ def print_advice(advice: Advice, console: Console) -> None:
 
 def print_warmup(warmup: Warmup, console: Console) -> None:
     """Print how the noise scale grew, and the schedule of step_size that follows from it."""
-    table = Table("samples", "noise scale\n(items)", "best\nstep_size", box=None, pad_edge=False)
-    for samples, scale, best in warmup.growth:
-        table.add_row(f"{samples:,}", f"{scale:,.0f}", f"{best:.1f}")
-    console.print(table)
+    rows = (
+        (f"{samples:,}", f"{scale:,.0f}", f"{best:.1f}") for samples, scale, best in warmup.growth
+    )
+    columns = "samples", "noise scale\n(items)", "best\nstep_size"
+    console.print(_shown(TextTable(columns, tuple(rows))))
     console.print()
     if len(warmup.schedule) == 1:
         console.print(f"no schedule: step_size {warmup.schedule[0]} suits the whole run")
     else:
         console.print(f"schedule 'trainer.step_size={dict(warmup.schedule)}'", markup=False)
+
+
+def _shown(table: TextTable) -> Table:
+    shown = Table(*table.columns, box=None, pad_edge=False)
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    return shown
 
 
 def print_certificate(certificate: Certificate, console: Console) -> None:

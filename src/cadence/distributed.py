@@ -15,6 +15,7 @@ This is the only room that knows torch.distributed.
 """
 
 import hashlib
+import importlib
 import os
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from cadence.draws import Draws
 from cadence.interruption import SIGNALS, Interruption
 from cadence.objectives import Objective
 from cadence.partition import GathersWindows, Now, PlannedWindow, as_planned, own_windows
+from cadence.redaction import in_one_line
 from cadence.shares import Balance, Plan, Share
 from cadence.window import windows
 
@@ -312,6 +314,9 @@ def joined(device: str, seed: int, timeout: float, *, balances: bool = False) ->
     Raises:
         LostError: The others are not there in time, or one is lost.
     """
+    # An optimizer's first step imports it. If there is a process group by then it is never let go:
+    # its threads live on into Python's end, and now and then abort a process that has done well.
+    importlib.import_module("torch._dynamo")
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
@@ -340,7 +345,7 @@ def _lost() -> Iterator[None]:
     except RuntimeError as error:
         raise LostError(
             "another process of this run failed, was killed, or did not answer within "
-            f"distributed.timeout; its own error says why ({' '.join(str(error).split())})"
+            f"distributed.timeout; its own error says why ({in_one_line(error)})"
         ) from error
 
 

@@ -52,10 +52,10 @@ def goodput(model: Model, noise: float, items: float, step_size: float) -> float
     return model.throughput(step_size) * efficiency(noise, step_size * items, items)
 
 
-def best_step_size(model: Model, noise: float, items: float, limit: int) -> float:
-    """Return where goodput is highest: a real number from 1 to ``limit``.
+def best_whole(model: Model, noise: float, items: float, limit: int) -> int:
+    """Return the step_size from 1 to ``limit`` with the highest goodput.
 
-    On each of the model's lines it is the closed form above, or one of the line's ends.
+    On each of the model's lines it is beside the closed form above, or at one of the line's ends.
 
     Args:
         model: The throughput.
@@ -63,12 +63,6 @@ def best_step_size(model: Model, noise: float, items: float, limit: int) -> floa
         items: In a mini-batch, summed over processes.
         limit: The largest step_size there can be, at least 1.
     """
-    peaks = _peaks(model, noise, items, limit)
-    return max(peaks, key=lambda each: goodput(model, noise, items, each))
-
-
-def best_whole(model: Model, noise: float, items: float, limit: int) -> int:
-    """Return the step_size from 1 to ``limit`` with the highest goodput; see `best_step_size`."""
     peaks = _peaks(model, noise, items, limit)
     beside = {whole for peak in peaks for whole in (math.floor(peak), math.ceil(peak))}
     return max(sorted(beside), key=lambda each: goodput(model, noise, items, each))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadence.accumulation import HALF
+from cadence.accumulation import wide
 from cadence.allocator import give_back
 from cadence.batch import Batch, moved, sample_count
 from cadence.objectives import Objective, ReportsTotals
@@ -315,8 +315,7 @@ def evaluate(
                     continue
                 items += batch_items
                 for name, total in _totals(objective, model, moved(batch, device)).items():
-                    wide = total.float() if total.dtype in HALF else total
-                    sums[name] = sums.get(name, 0) + wide
+                    sums[name] = sums.get(name, 0) + wide(total)
     finally:
         for module in training:
             module.training = True

@@ -36,7 +36,7 @@ larger by tr(Sigma) / M.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -93,16 +93,6 @@ class Parts:
     """The parts that hold an item."""
     squares: float
     """The sum of n |g|^2 over them: items times the squared norm of the items' mean gradient."""
-
-
-def joined(parts: Iterable[Parts]) -> Parts:
-    """Return the parts of one window that several processes found as those of the whole window.
-
-    A process whose own parts are not known is one part itself: ``Parts(1, n * |g|^2)`` of the items
-    and the mean gradient it has before the processes add theirs up.
-    """
-    found = list(parts)
-    return Parts(sum(part.count for part in found), math.fsum(part.squares for part in found))
 
 
 def is_measured(windows_before: int, *, in_one_pass: bool) -> bool:

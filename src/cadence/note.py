@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow.entities import Metric, Param
+from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
 from cadence.lineage import new_run
 from cadence.logbook import milliseconds
 from cadence.redaction import redacted
-from cadence.track import experiment_id, open_client, refused
+from cadence.track import experiment_id, open_client, param_text, refused
 
 
 def note(
@@ -39,16 +40,11 @@ def note(
     with refused(uri):
         run_id = new_run(client, experiment_id(client, uri, experiment), name, dict(tags))
         now = milliseconds()
-        client.log_batch(
-            run_id,
-            metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
-            params=[Param(key, redacted(_text(value))) for key, value in params.items()],
-        )
+        told = [Param(key, redacted(param_text(value))) for key, value in params.items()]
+        for start in range(0, len(told), MAX_PARAMS_TAGS_PER_BATCH):
+            client.log_batch(run_id, params=told[start : start + MAX_PARAMS_TAGS_PER_BATCH])
+        client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items()])
         for file in files:
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id)
     return run_id
-
-
-def _text(value: object) -> str:
-    return "null" if value is None else str(value)

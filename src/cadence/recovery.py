@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 _REFUSALS = (
     "DefaultCPUAllocator: can't allocate memory",
     "std::bad_alloc",
+    "could not create a primitive",  # oneDNN's, which names no reason: most often this one
     "CUDA out of memory",
     "MPS backend out of memory",
 )
@@ -85,7 +86,8 @@ class MemoryLimit:
         total = samples_in(minibatches)
         samples = max(map(sample_count, minibatches)) if size is None else min(size, total)
         asked = _BYTES.search(error)
-        what = "" if asked is None else f" ({asked[0]} asked for)"
+        said = f"{asked[0]} asked for" if asked else " ".join(error.split())
+        what = f" ({said})" if said else ""
         if samples <= 1 or not splits:
             cannot = "" if splits else ", and what couples its samples keeps it from being split"
             raise DoesNotFitError(

@@ -41,6 +41,11 @@ def in_one_line(error: BaseException) -> str:
     return _STATEMENT.sub("", said)
 
 
+def with_its_type(error: BaseException) -> str:
+    """Return an error's type and what it says, in one line without secrets."""
+    return f"{type(error).__name__}: {in_one_line(error)}"
+
+
 def redact_files(files: Iterable[Path]) -> None:
     """Rewrite the text files that hold a secret, each whole or not at all."""
     for file in files:

@@ -36,27 +36,6 @@ class Share(NamedTuple):
         return slice(first, first + self.step_sizes[self.rank])
 
 
-def checked_step_sizes(step_size: int | Sequence[int], processes: int) -> tuple[int, ...]:
-    """Return the mini-batches per update of each process.
-
-    Args:
-        step_size: The same for each process, at least 1, or one for each.
-        processes: How many they are.
-
-    Raises:
-        TypeError, ValueError: One of them is impossible, or their number is not that of the
-            processes.
-    """
-    if isinstance(step_size, str) or not isinstance(step_size, Sequence):
-        return (checked_step_size(step_size),) * processes
-    if len(step_size) != processes:
-        raise ValueError(
-            f"distributed.step_sizes={list(step_size)}: {len(step_size)} for {processes} "
-            f"process{'es' * (processes != 1)}; give one for each, or null for trainer.step_size"
-        )
-    return tuple(map(checked_step_size, step_size))
-
-
 def even(window: int, processes: int) -> tuple[int, ...]:
     """Share a window out as evenly as whole mini-batches allow, the first processes having more.
 
@@ -109,13 +88,24 @@ class Plan:
     """
 
     def __init__(self, step_sizes: SharedStepSizes, processes: int) -> None:
+        self.step_sizes = step_sizes
+        """As they were given."""
         self._processes = processes
         self._schedule: StepSizeSchedule | None = None
         if isinstance(step_sizes, Sequence):
-            self._shares = checked_step_sizes(step_sizes, processes)
+            self._shares = self._one_for_each(step_sizes)
         else:
             self._schedule = StepSizeSchedule(step_sizes)
             self._shares = (self._schedule.first,) * processes
+
+    def _one_for_each(self, step_sizes: Sequence[int]) -> tuple[int, ...]:
+        count = self._processes
+        if len(step_sizes) != count:
+            raise ValueError(
+                f"distributed.step_sizes={list(step_sizes)}: {len(step_sizes)} for {count} "
+                f"process{'es' * (count != 1)}; give one for each, or null for trainer.step_size"
+            )
+        return tuple(map(checked_step_size, step_sizes))
 
     @property
     def window(self) -> int:

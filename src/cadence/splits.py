@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cadence.bench import Bench, Gradient, errors_explained, in_one_line, relative_errors
+from cadence.bench import Bench, Gradient, errors_explained, relative_errors
+from cadence.redaction import with_its_type
 
 ONE_PASS_ROUNDING = 4
 """Beyond that, a micro-batch's gradient may differ from that of one pass by this many times the
@@ -112,7 +113,7 @@ def _measure(measured: Measured, size: int | None, seed: int) -> None:
         found = bench.gradient(bench.window, size, seed=seed)
     except Exception as error:
         measured.errors[size] = dict.fromkeys(measured.one_pass, math.inf)
-        measured.failures[size] = f"microbatch_size={shown(size)} fails: {in_one_line(error)}"
+        measured.failures[size] = f"microbatch_size={shown(size)} fails: {with_its_type(error)}"
     else:
         measured.errors[size] = relative_errors(found, measured.one_pass)
 

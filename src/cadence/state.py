@@ -31,7 +31,7 @@ class State:
     random: dict[str, Any]
     """What `random_states` returned, once or more, by name."""
     record: dict[str, Any]
-    """The running means."""
+    """What `cadence.record.Record.state` returned."""
     config: dict[str, Any]
     """The flattened config: a key such as ``trainer.step_size`` to its value."""
     mlflow_run_id: str | None
@@ -43,7 +43,7 @@ def checked_model_state(model: nn.Module, state: State) -> dict[str, Any]:
 
     Args:
         model: What is to load it.
-        state: What `read` returned.
+        state: What `cadence.statefile.read` returned.
 
     Raises:
         ValueError: Names, shapes or dtypes differ.
@@ -62,7 +62,7 @@ def checked_optimizer_state(optimizer: Optimizer, state: State) -> dict[str, Any
 
     Args:
         optimizer: What is to load it.
-        state: What `read` returned.
+        state: What `cadence.statefile.read` returned.
 
     Raises:
         ValueError: They differ.

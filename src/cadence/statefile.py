@@ -153,7 +153,7 @@ def read(file: Path) -> State:
     """Return the state in a file, its tensors in host memory. No code in the file ever runs.
 
     Args:
-        file: What `Checkpoints` saved.
+        file: What `cadence.checkpoint.Checkpoints` saved.
 
     Raises:
         ValueError: It is not there, damaged, no checkpoint, or another cadence's.

@@ -124,7 +124,7 @@ class Tracker:
             uri=redacted(uri),
             experiment=experiment,
             name=run_name,
-            params={name: redacted(_param_text(value)) for name, value in params.items()},
+            params={name: redacted(param_text(value)) for name, value in params.items()},
             tags={name: redacted(value) for name, value in tags.items()},
             texts={name: redacted(text) for name, text in texts.items()},
             run_id=run_id,
@@ -348,7 +348,8 @@ def _can_be_named(key: str) -> bool:
     return bool(takes)
 
 
-def _param_text(value: Any) -> str:
+def param_text(value: Any) -> str:
+    """Return a param's value as MLflow takes it: None is null, and nothing is too long."""
     return "null" if value is None else str(value)[:MAX_PARAM_VAL_LENGTH]
 
 

@@ -4,7 +4,6 @@ This room knows no torch. A window is a value: it is gathered before anything ru
 after it can count what is truly in it.
 """
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, pairwise
@@ -97,10 +96,6 @@ class StepSizeSchedule:
     def at(self, samples: int) -> int:
         """Return the mini-batches of a window that begins after so many samples."""
         return [change.step_size for change in self._changes if change.samples <= samples][-1]
-
-    def next_change(self, samples: int) -> float:
-        """Return the samples of the first change after so many; infinity = there is none."""
-        return min((c.samples for c in self._changes if c.samples > samples), default=math.inf)
 
 
 class Change(NamedTuple):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from hydra.core.utils import JobReturn, JobStatus
@@ -32,7 +32,7 @@ from cadence.config import ConfigError, checked, flattened
 from cadence.console import open_console, print_report
 from cadence.liveness import FILE as LOCK
 from cadence.liveness import goes_on
-from cadence.redaction import in_one_line, redacted
+from cadence.redaction import in_one_line, redacted, with_its_type
 from cadence.report import write_report
 from cadence.summary import FILE as SUMMARY
 from cadence.summary import read_summary
@@ -40,6 +40,9 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_params_from_overrides,
 )
+
+if TYPE_CHECKING:
+    from cadence.lineage import Lineage
 
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 """What a sampler's ``_target_`` may be."""
@@ -108,7 +111,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         if self.study_name is None:
             raise ConfigError("hydra.sweeper.study_name=null: a sweep needs a name to go on by")
         self._name = self.study_name
-        self._lineage: Any = None
+        self._lineage: Lineage | None = None
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials that are missing to the total, and report.
@@ -258,7 +261,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 f"trials failed ({'; '.join(reasons)})"
             )
 
-    def _sampler(self) -> "Any":
+    def _sampler(self) -> Callable[[int], BaseSampler] | None:
         """Return ``seed -> sampler``; None for a grid, which goes through the space in order."""
         config = self._sampler_config
         if "GridSampler" in config._target_:
@@ -336,13 +339,13 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         if returned.status == JobStatus.COMPLETED:
             return f"val_loss and samples_per_second are {returned.return_value}, not finite"
         error = returned._return_value  # the property would print a traceback as well
-        return redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return with_its_type(error)
 
     def _say(self, trial: Trial, what: str) -> None:
         point = " ".join(f"{name}={value}" for name, value in trial.params.items())
         self._console.print(f"trial {trial.number}: {point}: {what}", markup=False)
 
-    def _open_lineage(self) -> "Any":
+    def _open_lineage(self) -> "Lineage | None":
         track = self._config.track
         if track.name == "none" or track.offline:  # what is offline, src.sync links later
             return None
