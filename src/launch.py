@@ -196,6 +196,7 @@ def launched(cfg: DictConfig, settings: "Config", count: int) -> tuple[float, fl
 
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # its banners; our own line says why
     folder = Path(HydraConfig.get().runtime.output_dir)
+    before = _traces(folder)
     with (
         tempfile.TemporaryDirectory(prefix="cadence-") as failures,
         _handing_on() as signals,
@@ -222,7 +223,8 @@ def launched(cfg: DictConfig, settings: "Config", count: int) -> tuple[float, fl
         except ChildFailedError as error:
             failure = _first(Path(failures), error)
             status = "KILLED" if signals else "FAILED"
-            _mark(folder, settings, status, f"{failure.kind}: {failure.text}")
+            if _traces(folder) != before:
+                _mark(folder, settings, status, f"{failure.kind}: {failure.text}")
             if signals:
                 raise KeyboardInterrupt(signals[0]) from error
             raise ProcessFailedError(failure.text) from RuntimeError(failure.trace)
@@ -307,6 +309,16 @@ def _first(failures: Path, error: Any) -> Failure:
         how += " (was memory short?)"
     text = f"process {rank} of the run was ended {how}; resume= goes on from the last checkpoint"
     return Failure(rank, 0.0, True, ProcessFailedError.__name__, text, text)
+
+
+def _traces(folder: Path) -> dict[str, int]:
+    """Return when each file was written that tells of a session: a new one has changed some."""
+    from cadence.checkpoint import FOLDER
+    from cadence.manifest import FILE as MANIFEST
+    from cadence.summary import FILE as SUMMARY
+
+    files = (folder / MANIFEST, folder / SUMMARY, folder / FOLDER, *(folder / FOLDER).glob("*.pt"))
+    return {str(file): file.stat().st_mtime_ns for file in files if file.exists()}
 
 
 def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:

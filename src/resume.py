@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from cadence.changes import changes
 from cadence.config import ConfigError
+from cadence.redaction import HIDDEN
 from src.build import WINDOW
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
         return list(arguments)
     folder = run_folder("resume", wanted, runs)
     now = [argument for argument in arguments if argument not in given]
-    return [*began_with(folder), *now, f"{KEY}'{folder}'", f"hydra.run.dir='{folder}'"]
+    before = began_with(folder)
+    for key, _, value in (override.partition("=") for override in before):
+        if HIDDEN in value and not any(word.startswith(f"{key}=") for word in now):
+            raise ConfigError(
+                f"{KEY}{wanted}: the secret in {key} is kept nowhere; give {key}= again"
+            )
+    return [*before, *now, f"{KEY}'{folder}'", f"hydra.run.dir='{folder}'"]
 
 
 def run_folder(key: str, wanted: str, runs: Path) -> Path:

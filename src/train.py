@@ -66,7 +66,7 @@ def train(cfg: DictConfig) -> tuple[float, float]:
 def _train(cfg: DictConfig) -> tuple[float, float]:
     _redact_hydra_files()
     settings = configs.checked(cfg)
-    if settings.sweep is not None and not in_multirun():
+    if settings.sweep is not None and settings.resume is None and not in_multirun():
         option = HydraConfig.get().runtime.choices["sweep"]
         raise configs.ConfigError(
             f"sweep={option}: a sweep is many runs; try python -m src.train --multirun "

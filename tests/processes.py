@@ -159,9 +159,9 @@ class Case(NamedTuple):
         return trainer
 
 
-SHARES = {1: [(3,)], 2: [(2, 2), (4, 2), (1, 7), (9, 3)], 4: [(1, 1, 1, 1), (3, 1, 2, 2)]}
+SHARES = {1: [(3,)], 2: [(2, 2), (4, 2), (1, 7), (9, 3), (12, 3)], 4: [(1, 1, 1, 1), (3, 1, 2, 2)]}
 """By the number of processes. Of 10 mini-batches in an epoch some of these leave a process without
-any in the last window."""
+any in the last window, one of them in every window."""
 
 
 def cases(processes: int) -> dict[str, Case]:

@@ -169,6 +169,23 @@ def test_a_killed_process_ends_the_run_which_goes_on_bit_for_bit(
 
 
 @pytest.mark.slow
+def test_a_resume_that_is_refused_leaves_a_finished_run_as_it_was(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    run = f"hydra.run.dir={tmp_path}/run"
+    trained = command(*ON_TWO, "trainer.max_epochs=1", f"track.uri={tracking_uri}", run)
+    assert trained.returncode == 0, trained.stderr
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+
+    refused = command(f"resume={tmp_path}/run", "optimizer.lr=0.1")
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: resume: it would be another training (optimizer.lr: ")
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+    assert status_in_mlflow(tracking_uri, tmp_path / "run") == "FINISHED"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["the command", "process 1"])
 def test_a_signal_stops_all_processes_at_one_boundary(tmp_path: Path, whom: str) -> None:
     process = started("trainer.max_epochs=100000", "trainer.checkpoint_every=2000", "track=none",

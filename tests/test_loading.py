@@ -139,6 +139,19 @@ def test_workers_draw_noise_of_their_own_that_the_seed_fixes() -> None:
     assert not torch.equal(noise(1), once)
 
 
+@FORKING
+def test_an_epochs_noise_in_workers_is_the_same_whichever_epoch_was_the_first() -> None:
+    def minibatches() -> DataLoader[Any]:
+        return loader(Noise(8), 2, shuffle_seed=0, workers=2)
+
+    undisturbed, resumed = minibatches(), minibatches()
+
+    first, second = (torch.cat(epoch(undisturbed, number)) for number in (0, 1))
+
+    assert torch.equal(torch.cat(epoch(resumed, 1)), second)
+    assert not torch.equal(first, second)
+
+
 def test_a_part_of_tensors_in_memory_is_as_good_as_the_whole() -> None:
     """``torch.utils.data.random_split`` makes such parts."""
     part = Subset(TensorData(*tensors(10)), [7, 2, 5])

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from cadence import Trainer
 from cadence.checkpoint import FOLDER, Checkpoints, latest
 from cadence.clock import Clock
+from cadence.config import ConfigError
 from cadence.data import TensorData, loader
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
@@ -136,7 +137,7 @@ def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
 
     assert same(weights(stopped.model), weights(undisturbed.model))
     assert same(stopped.model.buffers(), undisturbed.model.buffers())
-    assert stopped.clock == undisturbed.clock
+    assert stopped.state({}).clock == undisturbed.state({}).clock
     assert parts.numbers == whole.numbers
     noise, undisturbed_noise = (
         trainer.state({}).record["noise_scale"] for trainer in (stopped, undisturbed)
@@ -419,3 +420,32 @@ def test_a_folder_that_is_no_run_and_a_damaged_checkpoint_are_clear_errors(
     assert re.fullmatch(
         rf"error: checkpoint {tmp_path}/run/checkpoints/last.pt: .*\n", damaged.stderr
     )
+
+
+def test_a_secret_that_was_kept_nowhere_is_asked_for_again(tmp_path: Path) -> None:
+    overrides = tmp_path / "run" / ".hydra" / "overrides.yaml"
+    overrides.parent.mkdir(parents=True)
+    overrides.write_text("- track.uri=http://me:***@there:5000\n")
+    again = "track.uri=http://me:secret@there:5000"
+
+    with pytest.raises(ConfigError) as refused:
+        with_resume([f"resume={tmp_path}/run"], tmp_path)
+
+    assert str(refused.value) == (
+        f"resume={tmp_path}/run: the secret in track.uri is kept nowhere; give track.uri= again"
+    )
+    assert again in with_resume([f"resume={tmp_path}/run", again], tmp_path)
+
+
+def test_a_trial_of_a_sweep_is_trained_on(command: CommandLine, tmp_path: Path) -> None:
+    swept = command(
+        *("--multirun", "sweep=step_size", "track=none", "trainer.max_epochs=2"),
+        *("hydra.sweeper.n_trials=1", f"hydra.sweep.dir={tmp_path}/sweep"),
+    )
+    assert swept.returncode == 0, swept.stderr
+    trial = tmp_path / "sweep" / "trials" / "0"
+
+    ended = command(f"resume={trial}", "trainer.max_epochs=3")
+
+    assert ended.returncode == 0, ended.stderr
+    assert latest(trial / "checkpoints").clock.epoch == 3

@@ -27,7 +27,7 @@ from oracles import (
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD, AdamW
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from cadence import Trainer
 from cadence.batch import Batch, sample_count
@@ -41,6 +41,12 @@ from cadence.schedule import cosine
 from cadence.update import DivergedError, Outcome
 
 LR = 0.05
+
+LOADERS_OF_AN_EPOCH = [
+    lambda: loader(TensorData(*regression_pair(38)), 4, shuffle_seed=5),
+    lambda: DataLoader(TensorDataset(*regression_pair(38)), batch_size=4, shuffle=True),
+]
+"""Of 10 mini-batches, shuffled by a seed and by torch's global random numbers."""
 
 
 @pytest.fixture(autouse=True)
@@ -780,3 +786,60 @@ def test_a_run_without_a_limit_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         linear().fit([regression_pair(2)])
+
+
+def test_what_happens_at_a_boundary_is_in_no_windows_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10**9))
+    monkeypatch.setattr("cadence.measure.perf_counter", lambda: float(next(ticks)))
+    trainer = linear(step_size=1)
+
+    def save() -> None:
+        for _ in range(1000):
+            next(ticks)
+
+    trainer.fit(cut(regression_pair(12), [4, 4, 4]), epochs=2, at_boundary=save)
+
+    parts = trainer.window_parts
+    assert len(parts.samples) == 6
+    assert max((parts.data + parts.compute + parts.update).tolist()) < 100
+
+
+def test_a_run_that_goes_on_for_a_moment_keeps_the_throughput_of_its_long_session() -> None:
+    data = cut(regression_pair(8), [4, 4])
+    before, after = linear(), linear()
+    was = before.fit(data, epochs=20)
+    after.restore(before.state({}))
+
+    found = after.fit(data, epochs=1)
+
+    assert found.samples_per_second == was.samples_per_second
+    assert (found.samples_per_second_p10, found.time) == (was.samples_per_second_p10, was.time)
+    assert found.samples == was.samples + 8
+
+
+@pytest.mark.parametrize("make_loader", LOADERS_OF_AN_EPOCH)
+def test_a_run_that_a_limit_ended_within_an_epoch_goes_on_there(make_loader: Any) -> None:
+    with as_a_user_calls_it():
+        undisturbed, cut_off, resumed = linear(), linear(), linear()
+        for trainer in (cut_off, resumed):
+            trainer.model.load_state_dict(undisturbed.model.state_dict())
+        torch.manual_seed(1)
+        undisturbed.fit(make_loader(), max_samples=64)
+        torch.manual_seed(1)
+        cut_off.fit(make_loader(), max_samples=24)
+        state = cut_off.state({})
+        torch.manual_seed(2)
+        resumed.restore(state)
+        resumed.fit(make_loader(), max_samples=40)
+
+    assert same(weights(resumed.model), weights(undisturbed.model))
+    assert resumed.clock == undisturbed.clock
+
+
+def test_a_mini_batch_without_a_sample_tells_auto_nothing() -> None:
+    sizes = [4, 0, 4, 4, 0, 4] * 40
+    trainer = linear(step_size=1, microbatch_size="auto", threads="auto")
+
+    fitted = trainer.fit(cut(regression_pair(sum(sizes)), sizes), epochs=2)
+
+    assert fitted.samples == 2 * sum(sizes)

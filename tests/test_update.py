@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import SGD, Adam, Optimizer
 
 from cadence import accumulate, windows
-from cadence.accumulation import Accumulated
+from cadence.accumulation import Accumulated, Accumulator
 from cadence.clock import Clock
 from cadence.objectives import Regression
 from cadence.schedule import constant
@@ -250,3 +250,38 @@ def test_a_loss_scale_that_overflows_skips_the_update_halves_and_recovers() -> N
 def _same_state(optimizer: Optimizer, state: dict[int, dict[str, Tensor]]) -> bool:
     now = optimizer.state_dict()["state"]
     return all(same(now[index].values(), state[index].values()) for index in state)
+
+
+def test_a_process_without_items_in_its_first_window_has_a_loss_scale_to_unscale_by() -> None:
+    weight, optimizer = one_weight()
+    scaler = GradScaler("cpu", init_scale=4.0)
+    accumulate_here = Accumulator(
+        nn.Linear(1, 1), Regression(), scaler=scaler, summed=lambda told, half: told
+    )
+    update = Update(optimizer, schedule=constant(), scaler=scaler)
+
+    accumulate_here((), items=4)
+    outcome = asked(update, weight, 12.0)  # as the others left it: 3, times their scale
+
+    assert (outcome.applied, outcome.grad_norm) == (True, 3.0)
+    assert weight.item() == 2 - 0.5 * 3
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_a_sparse_gradient_updates_as_the_dense_one_does(clip_norm: float | None) -> None:
+    table = torch.randn(5, 3, dtype=torch.float64)
+    updated = []
+    for is_sparse in (False, True):
+        embedding = nn.Embedding.from_pretrained(table.clone(), freeze=False, sparse=is_sparse)
+        update = Update(
+            SGD(embedding.parameters(), lr=0.5), schedule=constant(), clip_norm=clip_norm
+        )
+        for words in ([1, 1, 4], [4, 2]):  # some more than once, in two micro-batches
+            embedding(torch.tensor(words)).square().sum().backward()
+        outcome = update.apply(found(items=5), START, samples=5)
+        updated.append((embedding.weight.detach(), outcome.grad_norm))
+
+    (dense, dense_norm), (sparse, sparse_norm) = updated
+    assert sparse_norm == pytest.approx(dense_norm, rel=1e-12)
+    assert torch.allclose(sparse, dense, rtol=1e-12)
+    assert not torch.equal(sparse, table)

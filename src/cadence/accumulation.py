@@ -166,6 +166,8 @@ class Accumulator:
             total_loss = detached if total_loss is None else total_loss + detached
         if total_loss is None:  # the window's items are all on other processes
             total_loss = torch.zeros((), device=device)
+            if self._scaler is not None:
+                self._scaler.scale(total_loss)  # it has no scale before its first tensor
         found = None
         if parts is not None:
             parts.pass_on(half_sums.sums)
@@ -283,7 +285,7 @@ class _MeasuredGradients(_TakenGradients):
 
     def measure(self, items: int) -> None:
         """Measure and take a micro-batch of that many items."""
-        gradients = [wide(each.grad) for each in self.sums if each.grad is not None]
+        gradients = [wide(dense(each.grad)) for each in self.sums if each.grad is not None]
         self._counts.append(items)
         self._norms.append(torch._foreach_norm(gradients) if gradients else ())
         self.take()
@@ -306,6 +308,11 @@ class _MeasuredGradients(_TakenGradients):
         for items, norms in zip(self._counts, self._norms, strict=True):
             squares += sum(norm**2 for norm in islice(read, len(norms))) / items
         return Parts(len(self._counts), squares * (self._items / scale) ** 2)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return the numbers of a gradient: of a sparse one those that are not zero, each once."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any
 
 from cadence.state import State
-from cadence.statefile import is_whole, read, snapshot, write_synced
+from cadence.statefile import Snapshot, is_whole, read, snapshot, write_synced
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +107,28 @@ class Checkpoints:
             OSError: The write before this one failed; this one was not begun. What the folder
                 held is still there, and still whole.
         """
+        with self._stalling():
+            self.wait()
+            self._pending = self._writer.submit(self._write, snapshot(state), best)
+
+    def save_snapshot(self, taken: Snapshot, *, best: bool) -> None:
+        """Save what was a run's state when the snapshot was taken; see `save`.
+
+        Args:
+            taken: What `cadence.statefile.snapshot` returned.
+            best: Whether it is to be ``best.pt`` too.
+
+        Raises:
+            OSError: As in `save`.
+        """
+        with self._stalling():
+            self.wait()
+            self._pending = self._writer.submit(self._write, taken, best)
+
+    @contextlib.contextmanager
+    def _stalling(self) -> Iterator[None]:
         started = perf_counter()
-        self.wait()
-        self._pending = self._writer.submit(self._write, snapshot(state), best)
+        yield
         self._stalled_seconds += perf_counter() - started
 
     def wait(self) -> None:
@@ -146,7 +165,7 @@ class Checkpoints:
         took = self._stalled_seconds + self._writing_seconds
         return took <= MAX_SHARE * (perf_counter() - self._started)
 
-    def _write(self, contents: dict[str, Any], best: bool) -> None:
+    def _write(self, contents: Snapshot, best: bool) -> None:
         started = perf_counter()
         last = self.folder / LAST
         part = last.with_name(LAST + _PART)

@@ -179,7 +179,7 @@ class Courier:
     def _attempt(self, deliver: Callable[[], None]) -> bool:
         try:
             deliver()
-        except DeliveryError as error:
+        except (DeliveryError, OSError) as error:  # the server's, or the run folder's
             self._failures += 1
             if self._failures == 1:
                 log.warning("%s; what it is to be told waits in the run folder", error)

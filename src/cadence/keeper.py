@@ -1,12 +1,12 @@
 """When a run's state is saved: in time, at its best, at its end, and when it is interrupted."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cadence.checkpoint import Checkpoints
 from cadence.interruption import Interruption
 from cadence.state import State
+from cadence.statefile import Snapshot, snapshot
 from cadence.trainer import Trainer
 
 
@@ -44,7 +44,7 @@ class Keeper:
         self._before_save = before_save
         self._saved = trainer.clock
         self._samples_of_best = trainer.clock.samples
-        self._best_waiting: State | None = None
+        self._best_waiting: Snapshot | None = None
 
     def at_boundary(self) -> None:
         """Save if that is due, or stop if that is asked.
@@ -61,7 +61,8 @@ class Keeper:
         if self._is_due() or (is_new_best and self._may_save()):
             self._save()
         elif is_new_best:
-            self._best_waiting = copy.deepcopy(self._state())
+            self._best_waiting = None  # so that there is one copy at a time
+            self._best_waiting = snapshot(self._state())
             self._samples_of_best = samples
 
     def finish(self) -> None:
@@ -87,7 +88,7 @@ class Keeper:
             self._before_save()
         is_best = self._trainer.is_best
         if self._best_waiting is not None and not is_best:
-            self._checkpoints.save(self._best_waiting, best=True)
+            self._checkpoints.save_snapshot(self._best_waiting, best=True)
         self._checkpoints.save(self._state(), best=is_best)
         self._saved, self._best_waiting = self._trainer.clock, None
         if is_best:

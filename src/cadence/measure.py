@@ -69,6 +69,11 @@ class Stopwatch:
         self.mark = now
         return seconds
 
+    @property
+    def windows(self) -> int:
+        """The windows so far."""
+        return len(self._seconds)
+
     def throughput(self) -> Throughput | None:
         """Return the throughput of the windows so far, without the warm-up; None before any."""
         count = len(self._seconds)

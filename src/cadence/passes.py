@@ -55,6 +55,7 @@ class Passes:
         self._limit = MemoryLimit()
         self._tuner = Tuner(microbatch_size, threads, self._limit)
         self._coupled_by: str | None = None
+        self._is_told = False
 
     def begin(
         self,
@@ -112,17 +113,18 @@ class Passes:
             ValueError: The micro-batch size would split or join mini-batches that must not be.
             DoesNotFitError: Not even one sample fits into memory.
         """
-        if len(window) == 0:  # there is nothing to choose for
+        self._is_told = False
+        if samples_in(window) == 0:  # there is nothing to choose for
             return self._accumulate_as_told(window, items=items)
         size = self._tuner.choose(window, step_size).microbatch_size
         if self._coupled_by is not None and size is not None:
             check_boundaries(self._coupled_by, size, map(sample_count, window))
-        self._measures = bool(self._measured) and self._is_measured(window, size, windows_before)
-        if self._measures:
+        if self._measured and self._is_measured(window, size, windows_before):
             if _in_one_pass(window, size) and not self._is_one_of_several:
                 size = -(-samples_in(window) // 2)
             return self._accumulate(window, size, items=items, measured=self._measured)
         accumulated = self._accumulate(window, size, items=items)
+        self._is_told = True
         self.microbatch_size = self._accumulate.size
         return accumulated
 
@@ -132,8 +134,9 @@ class Passes:
         return self._tuner.is_searching
 
     def took(self, seconds: float, samples: int) -> None:
-        """Learn from the time of the last window, update included; not if it was measured."""
-        if not self._measures:
+        """Learn from the time of the last window, update included; not if it was measured, or
+        empty."""
+        if self._is_told:
             self._tuner.took(seconds, samples, self.microbatch_size)
 
     def _is_measured(self, window: Sequence[Batch], size: int | None, windows_before: int) -> bool:

@@ -116,7 +116,7 @@ class Record:
         if clock.batches_of_epoch == 0:
             self._windows = self._items = 0
             self._total_loss = 0.0
-        self._resume()
+        self.resume()
 
     def arriving(self, windows: Iterator[T]) -> Iterator[T]:
         """Yield the windows of an epoch as they come, and time how long each is waited for."""
@@ -158,9 +158,10 @@ class Record:
         """Show the observers what the run came to so far."""
         for observer in self._observers:
             observer.evaluation(clock, fitted)
-        self._resume()
+        self.resume()
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Start the next window's time now: what came before it is not its own."""
         self._stopwatch.resume()
         self._parts.resume()
 
@@ -187,7 +188,7 @@ class Record:
 
     def fitted(self, clock: Clock, step_size: int, microbatch_size: int | None) -> Fitted:
         """Return what the run came to."""
-        throughput = self._stopwatch.throughput() or self._before.throughput
+        throughput = self._throughput()
         evaluation = self._evaluation
         noise_scale, low, high = self._noise.estimate() if self._noise else (None, None, None)
         return Fitted(
@@ -215,12 +216,20 @@ class Record:
         """Return the time of each window so far, by its parts."""
         return self._parts.windows()
 
+    def _throughput(self) -> Throughput:
+        """Return the throughput of this session, or of an earlier one that had more windows."""
+        here = None if self._is_shorter() else self._stopwatch.throughput()
+        return here or self._before.throughput
+
     def _time(self) -> WindowTime:
-        return self._parts.medians() or self._before.time
+        here = None if self._is_shorter() else self._parts.medians()
+        return here or self._before.time
+
+    def _is_shorter(self) -> bool:
+        return self._stopwatch.windows < self._before.windows
 
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on needs to know, as plain values."""
-        throughput = self._stopwatch.throughput() or self._before.throughput
         return {
             "windows": self._windows,
             "items": self._items,
@@ -232,7 +241,8 @@ class Record:
             "evaluations_in_vain": self.evaluations_in_vain,
             "seconds": perf_counter() - self._started + self._before.seconds,
             "peak_memory_mib": max(self._memory.mib(), self._before.peak_memory_mib),
-            "throughput": asdict(throughput),
+            "throughput": asdict(self._throughput()),
+            "throughput_windows": max(self._stopwatch.windows, self._before.windows),
             "time": asdict(self._time()),
             "noise_scale": self._noise and self._noise.state(),
         }
@@ -250,6 +260,7 @@ class Record:
             state["peak_memory_mib"],
             Throughput(**state["throughput"]),
             WindowTime(**state["time"]) if "time" in state else UNTIMED,  # older ones have none
+            state.get("throughput_windows", 0),
         )
         if self._noise and state.get("noise_scale"):
             self._noise.restore(state["noise_scale"])
@@ -262,3 +273,5 @@ class _Before(NamedTuple):
     peak_memory_mib: float = 0.0
     throughput: Throughput = UNKNOWN
     time: WindowTime = UNTIMED
+    windows: int = 0
+    """Those that throughput and time are of."""

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from cadence.state import State, described, first_three
 
 SCHEMA = 1
 """What the fields of `State` mean; another number for every other meaning."""
+
+Snapshot: TypeAlias = dict[str, Any]
+"""What goes into a file: tensors in host memory, and plain values."""
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "model": (dict,),
@@ -53,7 +56,7 @@ _CHUNK = 2**20
 # From a state to a file.
 
 
-def snapshot(state: State) -> dict[str, Any]:
+def snapshot(state: State) -> Snapshot:
     """Return what goes into a file, with every tensor copied into host memory.
 
     Args:
@@ -68,7 +71,7 @@ def snapshot(state: State) -> dict[str, Any]:
     return {"schema": SCHEMA, **copied}
 
 
-def write_synced(contents: dict[str, Any], file: Path) -> None:
+def write_synced(contents: Snapshot, file: Path) -> None:
     """Write a `snapshot` and its checksum into a new file, and wait until the disk has them.
 
     Args:

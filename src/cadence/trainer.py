@@ -106,6 +106,7 @@ class Trainer:
         self._record = Record(self.device, (), self._memory, self._noise)
         self._restored: State | None = None
         self._random_of_epoch = random_states()
+        self._cut_off: Clock | None = None  # where a limit ended the last epoch before its end
         self._update = Update(
             optimizer,
             schedule=schedule or constant(),
@@ -197,6 +198,7 @@ class Trainer:
             announce_epoch(train_loader, self.clock.epoch)
             rest = self._rest_of_epoch(train_loader, limits)
             record.begin_epoch(self.clock)
+            is_cut_off, self._cut_off = True, None
             for step_sizes, window in record.arriving(rest):
                 asks = self._asks_to_stop(limits, patience)
                 whole = self._processes.meet(window, self.objective, asks)
@@ -230,6 +232,10 @@ class Trainer:
                     break
                 if at_boundary is not None:
                     at_boundary()
+                    record.resume()
+            else:
+                is_cut_off = False
+            self._cut_off = self.clock if is_cut_off else None
             self.clock = self.clock.after_epoch()
             record.end_epoch(self.clock)
             if evaluate_every is None:
@@ -279,7 +285,7 @@ class Trainer:
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scaler=None if self._scaler is None else self._scaler.state_dict(),
-            clock=self.clock,
+            clock=self._cut_off or self.clock,
             random={"epoch": self._random_of_epoch, "now": random_states()},
             record=self._record.state(),
             config=dict(config),

@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
-from cadence.accumulation import Accumulated, wide
+from cadence.accumulation import Accumulated, dense, wide
 from cadence.clock import Clock
 from cadence.scaling import RULES, scaled
 from cadence.schedule import Schedule
@@ -185,7 +185,7 @@ def total_norm(gradients: list[Tensor]) -> float:
     """
     if not gradients:
         return 0.0
-    norms = torch._foreach_norm([wide(gradient) for gradient in gradients])
+    norms = torch._foreach_norm([wide(dense(gradient)) for gradient in gradients])
     if gradients[0].device.type == "cpu":
         return math.hypot(*[norm.item() for norm in norms])
     device = norms[0].device

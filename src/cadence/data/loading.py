@@ -151,6 +151,5 @@ def loader(
         batch_sampler=order,
         num_workers=workers,
         pin_memory=pin_memory,
-        persistent_workers=workers > 0,
         generator=order.worker_seeds,
     )
