@@ -22,6 +22,8 @@ from processes import (
 
 from cadence.clock import Clock
 
+pytestmark = pytest.mark.xdist_group("processes")  # which are started once
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:

@@ -24,7 +24,7 @@ from serving import free_port, needs_postgres, postgres_server, program
 from sqlalchemy.pool import NullPool
 from told import in_mlflow, in_the_folder
 
-pytestmark = [pytest.mark.slow, needs_postgres]
+pytestmark = [pytest.mark.slow, needs_postgres, pytest.mark.xdist_group("servers")]
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 DOCUMENTED = re.findall(r"^    ((?:createdb|mlflow|python -m src.train) .*)$", PAGE, re.M)

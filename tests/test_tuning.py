@@ -192,3 +192,17 @@ def test_training_leaves_the_number_of_threads_as_it_was() -> None:
 
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
+
+
+def test_the_first_window_of_a_fit_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(Tuner, "took", lambda self, seconds, samples, used: told.append(samples))
+    model = nn.Linear(3, 1).double()
+    trainer = Trainer(
+        model, SGD(model.parameters(), lr=0.1), Regression(), 1, "cpu", microbatch_size="auto"
+    )
+
+    for _ in range(2):
+        trainer.fit(cut(regression_pair(9), [2, 3, 4]), epochs=2)
+
+    assert told == [3, 4, 2, 3, 4] * 2

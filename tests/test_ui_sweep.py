@@ -24,7 +24,7 @@ from selenium.webdriver.support.expected_conditions import element_to_be_clickab
 from selenium.webdriver.support.ui import WebDriverWait
 from serving import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pages of a sweep")]
 
 STUDY = "step_size_grid_digits_mlp"
 STEP_SIZES = (1, 2, 4, 8, 16, 32)

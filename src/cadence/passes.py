@@ -55,7 +55,7 @@ class Passes:
         self._limit = MemoryLimit()
         self._tuner = Tuner(microbatch_size, threads, self._limit)
         self._coupled_by: str | None = None
-        self._is_told = False
+        self._is_told = self._is_first = False
 
     def begin(
         self,
@@ -74,6 +74,7 @@ class Passes:
             measured: The parameters whose gradients by parts are measured in some windows; see
                 `cadence.noise`. None of them = nothing is measured.
         """
+        self._is_first = True
         self._is_one_of_several = summed is not None
         self._measured = measured
         self._said_unmeasurable = False
@@ -124,7 +125,7 @@ class Passes:
                 size = -(-samples_in(window) // 2)
             return self._accumulate(window, size, items=items, measured=self._measured)
         accumulated = self._accumulate(window, size, items=items)
-        self._is_told = True
+        self._is_told, self._is_first = not self._is_first, False
         self.microbatch_size = self._accumulate.size
         return accumulated
 
@@ -134,8 +135,11 @@ class Passes:
         return self._tuner.is_searching
 
     def took(self, seconds: float, samples: int) -> None:
-        """Learn from the time of the last window, update included; not if it was measured, or
-        empty."""
+        """Learn from the time of the last window, update included.
+
+        Not if it was measured or empty, nor from the first one, in which much is done for the first
+        time.
+        """
         if self._is_told:
             self._tuner.took(seconds, samples, self.microbatch_size)
 

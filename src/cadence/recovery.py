@@ -7,6 +7,7 @@ import logging
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -203,8 +204,8 @@ class _Undo:
         if not self._is_sifted:
             self._buffers = [buffer for buffer, _, was in self._copies if buffer._version != was]
             pythons, numpys = self._elsewhere
-            self._draws_elsewhere = pythons != random.getstate() or repr(numpys) != repr(
-                np.random.get_state()
+            self._draws_elsewhere = pythons != random.getstate() or not _are_alike(
+                numpys, np.random.get_state()
             )
             self._is_sifted = True
 
@@ -221,3 +222,8 @@ class _Undo:
                 buffer.copy_(copy)
         for parameter in self._parameters:
             parameter.grad = None
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Return whether two of numpy's random states are the same."""
+    return all(map(np.array_equal, one, other))
