@@ -341,7 +341,7 @@ def _plot(axes: Axes, answer: Answer, link: tuple[float, float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(0, 1.05 * max(1.0, *(each.high / share for each in spreads)))
     axes.set_xlabel("step_size (mini-batches per update of each process)", size=11)
     axes.set_ylabel("throughput, of the ceiling", size=11)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
