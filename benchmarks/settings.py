@@ -33,6 +33,7 @@ class Run:
     prepare: Callable[[nn.Module], object] = lambda model: None
     fused: bool = True
     threads: int = 1
+    noise_scale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,18 @@ def questions() -> Iterator[Question]:
     )
     yield Question("compile", "pydocs GPT", 64, gpt, Run(job=pydocs_gpt, prepare=compile_forward))
     yield Question("compile", "digits CNN", 1437, cnn, Run(job=digits_cnn, prepare=compile_forward))
+    yield Question("noise_scale", "digits CNN", 1437, cnn, Run(job=digits_cnn, noise_scale=True))
     for size in (1, 16):
         on = f"digits MLP, step_size {size}"
         mlp = Run(job=digits_mlp, step_size=size)
         plain = Run(job=digits_mlp, step_size=size, fused=False)
         compiled = Run(job=digits_mlp, step_size=size, prepare=compile_forward)
         two = Run(job=digits_mlp, step_size=size, threads=2)
+        measured = Run(job=digits_mlp, step_size=size, noise_scale=True)
         yield Question("fused", on, 14370, plain, mlp)
         yield Question("compile", on, 14370, mlp, compiled)
         yield Question("1 thread over 2", on, 7185, two, mlp)
+        yield Question("noise_scale", on, 14370, mlp, measured)
 
 
 def turn(run: Run, samples: int) -> Callable[[], float]:
@@ -77,7 +81,15 @@ def turn(run: Run, samples: int) -> Callable[[], float]:
     model = job.model()
     run.prepare(model)
     optimizer = AdamW(model.parameters(), lr=job.lr, fused=run.fused)
-    trainer = Trainer(model, optimizer, job.objective, run.step_size, "cpu", threads=run.threads)
+    trainer = Trainer(
+        model,
+        optimizer,
+        job.objective,
+        run.step_size,
+        "cpu",
+        threads=run.threads,
+        noise_scale=run.noise_scale,
+    )
     minibatches = loader(TensorData(job.inputs, job.targets), job.batch_size, shuffle_seed=0)
 
     def seconds() -> float:

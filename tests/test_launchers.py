@@ -36,6 +36,11 @@ TWO_DIVERGE = (
     *("optimizer=sgd", "trainer.max_skipped=0", "trainer.max_samples=400"),
 )
 GRID = "hydra.sweeper.params={trainer.step_size:'choice(1,2)'}"
+SECONDS_OF_FEW_POINTS = (
+    *("trainer.max_seconds=5", "track.every=20000", "trainer.evaluate_every=20000"),
+)
+"""A trial long enough to be disturbed, of which the server has everything as soon as it ends."""
+
 SECRET = "pass-word"
 
 
@@ -229,7 +234,7 @@ def test_a_trial_that_outlives_its_sweep_is_waited_for_told_and_not_run_again(
     tmp_path: Path, servers: Servers
 ) -> None:
     sweep = Sweep(tmp_path, servers, "submitit_local")
-    options = (GRID, "trainer.max_seconds=5", "hydra.sweeper.n_trials=2")
+    options = (GRID, *SECONDS_OF_FEW_POINTS, "hydra.sweeper.n_trials=2")
     dying = sweep.start(*options)
     sweep.until_saved(0)
     worker = sweep.worker(0)
@@ -254,7 +259,7 @@ def test_an_interrupted_sweep_leaves_its_jobs_running_and_takes_their_results_la
     tmp_path: Path, servers: Servers
 ) -> None:
     sweep = Sweep(tmp_path, servers, "submitit_local")
-    options = (GRID, "trainer.max_seconds=5", "hydra.sweeper.n_trials=1")
+    options = (GRID, *SECONDS_OF_FEW_POINTS, "hydra.sweeper.n_trials=1")
     interrupted = sweep.start(*options)
     sweep.until_saved(0)
     worker = sweep.worker(0)
@@ -278,7 +283,7 @@ def test_a_trial_whose_worker_is_killed_is_failed_with_the_reason_and_the_others
     tmp_path: Path, servers: Servers
 ) -> None:
     sweep = Sweep(tmp_path, servers, "submitit_local")
-    going = sweep.start(GRID, "trainer.max_seconds=5", "hydra.sweeper.n_trials=2")
+    going = sweep.start(GRID, *SECONDS_OF_FEW_POINTS, "hydra.sweeper.n_trials=2")
     sweep.until_saved(0)
     sweep.worker(0).kill()
     sweep.ended_well(going)
@@ -295,8 +300,7 @@ def test_a_trial_that_ray_begins_a_second_time_goes_on_from_its_checkpoint(
     tmp_path: Path, servers: Servers
 ) -> None:
     sweep = Sweep(tmp_path, servers, "ray")
-    few_points = ("trainer.max_seconds=5", "track.every=20000", "hydra.sweeper.n_trials=1")
-    going = sweep.start(GRID, *few_points)
+    going = sweep.start(GRID, *SECONDS_OF_FEW_POINTS, "hydra.sweeper.n_trials=1")
     sweep.until_saved(0)
     killed = time.time() * 1000
     sweep.worker(0).kill()
