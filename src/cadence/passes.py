@@ -117,6 +117,7 @@ class Passes:
         self._is_told = False
         if samples_in(window) == 0:  # there is nothing to choose for
             return self._accumulate_as_told(window, items=items)
+        is_first, self._is_first = self._is_first, False
         size = self._tuner.choose(window, step_size).microbatch_size
         if self._coupled_by is not None and size is not None:
             check_boundaries(self._coupled_by, size, map(sample_count, window))
@@ -125,7 +126,7 @@ class Passes:
                 size = -(-samples_in(window) // 2)
             return self._accumulate(window, size, items=items, measured=self._measured)
         accumulated = self._accumulate(window, size, items=items)
-        self._is_told, self._is_first = not self._is_first, False
+        self._is_told = not is_first
         self.microbatch_size = self._accumulate.size
         return accumulated
 
