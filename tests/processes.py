@@ -1,6 +1,5 @@
 """What each of several test processes runs: many cases, so that starting them is paid once."""
 
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from serving import free_port
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -26,9 +26,7 @@ Found = dict[str, Any]
 
 def on_each(processes: int, run: Callable[[Joined, Path], None], folder: Path) -> None:
     """Run a function on several gloo processes on the loopback interface, until all have ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     if processes == 1:
         _joins(0, 1, port, run, folder)
     else:

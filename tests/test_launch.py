@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, CommandLine
 from oracles import same
+from serving import free_port
 
 from cadence.statefile import read
 
@@ -236,9 +236,7 @@ def test_each_trial_of_a_sweep_starts_its_own_processes(
 
 @pytest.mark.slow
 def test_two_agents_of_torchrun_make_one_run(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
         *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=one"),

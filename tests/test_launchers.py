@@ -146,6 +146,14 @@ class Sweep:
         saved = self.trial_folder(number) / "checkpoints" / "last.pt"
         until(saved.exists, lambda: f"no {saved}: {self.said}", seconds=120)
 
+    def suspended(self, *more: str) -> tuple["subprocess.Popen[bytes]", psutil.Process]:
+        """Start it, and stop the worker of its first trial once that has a checkpoint."""
+        started = self.start(*more)
+        self.until_saved(0)
+        worker = self.worker(0)
+        worker.suspend()
+        return started, worker
+
     def worker(self, number: int) -> psutil.Process:
         """Return the process that runs a trial, whoever is its parent."""
         lock = str(self.trial_folder(number) / ".running.lock")
@@ -235,10 +243,7 @@ def test_a_trial_that_outlives_its_sweep_is_waited_for_told_and_not_run_again(
 ) -> None:
     sweep = Sweep(tmp_path, servers, "submitit_local")
     options = (GRID, *SECONDS_OF_FEW_POINTS, "hydra.sweeper.n_trials=2")
-    dying = sweep.start(*options)
-    sweep.until_saved(0)
-    worker = sweep.worker(0)
-    worker.suspend()
+    dying, worker = sweep.suspended(*options)
     dying.kill()
     dying.wait()
 
@@ -260,10 +265,7 @@ def test_an_interrupted_sweep_leaves_its_jobs_running_and_takes_their_results_la
 ) -> None:
     sweep = Sweep(tmp_path, servers, "submitit_local")
     options = (GRID, *SECONDS_OF_FEW_POINTS, "hydra.sweeper.n_trials=1")
-    interrupted = sweep.start(*options)
-    sweep.until_saved(0)
-    worker = sweep.worker(0)
-    worker.suspend()
+    interrupted, worker = sweep.suspended(*options)
     interrupted.send_signal(signal.SIGINT)
 
     assert interrupted.wait(timeout=100) == 130

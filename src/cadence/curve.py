@@ -1,6 +1,7 @@
 """An advice's picture: throughput and the time to the same loss, by step_size."""
 
 import textwrap
+from collections.abc import Sequence
 from io import BytesIO
 
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cadence.advice import Advice
 from cadence.pareto import FRONT, INK, KNEE, PALE, REST
-from cadence.throughput import Round
+from cadence.throughput import Estimate, Round
 
 WIDTH, HEIGHT = 1200, 600
 """Pixels."""
@@ -42,15 +43,7 @@ def advice_png(advice: Advice, turns: Round, held_fixed: str) -> bytes:
 def _draw_throughput(axes: Axes, advice: Advice, turns: Round) -> None:
     model = advice.forecast.model
     sizes = [row.step_size for row in advice.rows]
-    axes.fill_between(
-        sizes,
-        [row.throughput.low for row in advice.rows],
-        [row.throughput.high for row in advice.rows],
-        color=FRONT,
-        alpha=0.2,
-        linewidth=0,
-    )
-    axes.plot(sizes, [row.throughput.value for row in advice.rows], color=FRONT, label="predicted")
+    _draw_predicted(axes, sizes, [row.throughput for row in advice.rows], FRONT)
     measured = [size * model.samples / turn.seconds for size, turn in turns.items()]
     axes.plot(list(turns), measured, "o", color=INK, label="measured in the probe")
     axes.axhline(model.ceiling, color=REST, linestyle="--", linewidth=1, label="ceiling")
@@ -60,18 +53,19 @@ def _draw_throughput(axes: Axes, advice: Advice, turns: Round) -> None:
 
 def _draw_time(axes: Axes, advice: Advice) -> None:
     sizes = [row.step_size for row in advice.rows]
-    axes.fill_between(
-        sizes,
-        [row.time.low for row in advice.rows],
-        [row.time.high for row in advice.rows],
-        color=KNEE,
-        alpha=0.2,
-        linewidth=0,
-    )
-    axes.plot(sizes, [row.time.value for row in advice.rows], color=KNEE, label="predicted")
+    _draw_predicted(axes, sizes, [row.time for row in advice.rows], KNEE)
     axes.axvspan(*advice.flat, color=REST, alpha=0.15, label="within 5 % of the best")
     axes.axhline(1, color=REST, linestyle="--", linewidth=1)
     _finish(axes, sizes, "time to the same loss (1 = step_size 1)")
+
+
+def _draw_predicted(
+    axes: Axes, sizes: list[int], estimates: Sequence[Estimate], color: str
+) -> None:
+    """Draw a line, and its interval as a band."""
+    low, high = [each.low for each in estimates], [each.high for each in estimates]
+    axes.fill_between(sizes, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.plot(sizes, [each.value for each in estimates], color=color, label="predicted")
 
 
 def _finish(axes: Axes, sizes: list[int], what: str) -> None:
