@@ -300,10 +300,10 @@ def _first(failures: Path, error: Any) -> Failure:
     own = sorted((each for each in told if each.is_own), key=lambda each: each.when)
     if own:
         return own[0]
-    noticed = {each.rank for each in told}
-    rank, failed = min(
-        error.failures.items(), key=lambda each: (each[0] in noticed, each[1].timestamp)
-    )
+    rank, failed = min(error.failures.items(), key=lambda each: each[1].timestamp)
+    for noticed in told:
+        if noticed.rank == rank:  # the one that it waited for hangs, and has not ended
+            return noticed
     how = f"by {failed.signal_name()}" if failed.exitcode < 0 else f"with code {failed.exitcode}"
     if failed.exitcode == -signal.SIGKILL:
         how += " (was memory short?)"
@@ -381,10 +381,21 @@ def _work(cfg: DictConfig, hydra: DictConfig, failures: Path) -> tuple[float, fl
             configs.explained(error),
             traceback.format_exc(),
         )
-        (failures / f"{rank}.failure").write_text(json.dumps(failure._asdict()))
-        logging.shutdown()
-        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):  # told to end: so it does
+            _tell(failure, failures)
+            if not failure.is_own:
+                time.sleep(GRACE_SECONDS)  # torch names one ended process: let it be the lost one
         os._exit(1)  # what torch would take down in good order waits for processes that are gone
+
+
+def _tell(failure: Failure, failures: Path) -> None:
+    """Leave a failure, whole or not at all, to the process that started this one."""
+    file = failures / f"{failure.rank}.failure"
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(failure._asdict()))
+    part.replace(file)
+    logging.shutdown()
+    sys.stdout.flush()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

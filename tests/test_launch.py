@@ -148,7 +148,10 @@ def test_a_killed_process_ends_the_run_which_goes_on_bit_for_bit(
     assert len(all_of_them) == 2
 
     killed = time.monotonic()
+    process.send_signal(signal.SIGSTOP)  # the launcher looks late: both could be gone by then
     all_of_them[rank].kill()
+    time.sleep(2)
+    process.send_signal(signal.SIGCONT)
     _, error = process.communicate(timeout=60)
 
     assert time.monotonic() - killed < 30
@@ -166,6 +169,25 @@ def test_a_killed_process_ends_the_run_which_goes_on_bit_for_bit(
     assert ours.clock == theirs.clock
     assert same(ours.model.values(), theirs.model.values())
     assert status_in_mlflow(tracking_uri, folder) == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_run_after_the_timeout(tmp_path: Path) -> None:
+    process = started(*LONG, "distributed.timeout=3", "track=none", f"hydra.run.dir={tmp_path}")
+    after_some_progress(tmp_path)
+    all_of_them = workers(process)
+
+    all_of_them[1].suspend()
+    _, error = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert error.startswith(
+        "error: another process of this run failed, was killed, or did not answer within "
+        "distributed.timeout; its own error says why ("
+    )
+    assert error.count("\n") == 1
+    assert not any(each.is_running() for each in all_of_them)
+    assert summary(tmp_path)["status"] == "FAILED"
 
 
 @pytest.mark.slow
