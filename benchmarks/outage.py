@@ -25,8 +25,8 @@ from benchmarks.jobs import digits_mlp
 from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.journal import FILE
+from cadence.sync import delivered
 from cadence.track import Tracker
-from src.sync import delivered
 
 POINTS = 1000
 """Windows of a run whose numbers are kept."""

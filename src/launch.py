@@ -328,7 +328,7 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
     from cadence.logbook import milliseconds
     from cadence.manifest import Delivered, Manifest
     from cadence.summary import mark_ended
-    from src.sync import delivered
+    from cadence.sync import delivered
 
     manifest = Manifest.load(folder)
     if manifest is not None:

@@ -19,8 +19,8 @@ from told import in_mlflow, in_the_folder
 from cadence import delivery
 from cadence.checkpoint import latest
 from cadence.clock import Clock
+from cadence.sync import delivered
 from cadence.track import Tracker
-from src.sync import delivered
 
 Disk = Callable[[str], Path]
 

@@ -11,6 +11,8 @@ import mlflow
 import pytest
 import torch
 from conftest import CommandLine
+from told import in_mlflow, in_the_folder
+from warm import Warm
 
 from cadence.checkpoint import FOLDER
 from cadence.statefile import read
@@ -156,6 +158,41 @@ def test_a_run_folder_cannot_have_files_from_elsewhere_delivered(
     damaged = command(*again, module="src.sync")
     assert damaged.returncode == 1
     assert damaged.stderr.startswith(f"error: {run}: {manifest}: damaged (")
+
+
+def test_a_damaged_line_among_a_runs_points_is_named_and_once_out_costs_nothing_else(
+    warm: Warm, command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    run = tmp_path / "run"
+    options = ("trainer.max_samples=64", "track.offline=true", f"track.uri={tracking_uri}")
+    assert command(*options).returncode == 0
+    file = run / "metrics.jsonl"
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    damaged = "".join([lines[0], "\0\0\0\n", *lines[1:]])
+    file.write_text(damaged)
+
+    ends = [
+        warm.run("src.sync", [str(run)], tmp_path),
+        warm.run("src.train", [f"resume={run}", "trainer.max_samples=128"], tmp_path),
+        warm.run("src.advise", [f"run={run}"], tmp_path),
+    ]
+
+    reason = (
+        f"{file}: a line is no point of a run: b'\\x00\\x00\\x00\\n'; take it out, the others "
+        "stand\n"
+    )
+    assert [ended.returncode for ended in ends] == [1, 1, 1]
+    assert ends[0].stderr == f"error: {run}: {reason}"
+    warning, _, error = ends[1].stderr.partition("\n")
+    assert warning.endswith("WARNING: resume: trainer.max_samples: was 64, now 128")
+    assert [error, ends[2].stderr] == [f"error: {reason}"] * 2
+    assert file.read_text().startswith(damaged)
+    file.write_text(whole)
+    assert warm.run("src.sync", [str(run)], tmp_path).returncode == 0
+    told = json.loads((run / "summary.json").read_text())
+    assert told["status"] == "FINISHED"
+    assert in_mlflow(tracking_uri, told["mlflow_run_id"]) == in_the_folder(run)
 
 
 def test_an_experiment_whose_name_climbs_folders_makes_none_elsewhere(

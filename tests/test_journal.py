@@ -45,6 +45,24 @@ def test_each_line_is_one_object_of_strict_json(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "damaged", [b"\0\0\n", b"\xff\n", b"[1]\n", b'{"key": "val/loss"}\n', b'{"key"\n', b"\n"]
+)
+def test_a_damaged_line_is_named_and_not_passed_over(tmp_path: Path, damaged: bytes) -> None:
+    with closing(Journal(tmp_path)) as journal:
+        journal.append(points(range(2)))
+        journal.flush()
+    file = tmp_path / FILE
+    file.write_bytes(file.read_bytes() + damaged)
+
+    with pytest.raises(ValueError, match="is no point of a run") as error:
+        held(tmp_path)
+
+    assert str(error.value) == (
+        f"{file}: a line is no point of a run: {damaged!r}; take it out, the others stand"
+    )
+
+
 @settings(deadline=None)
 @given(cut=some.integers(0, 600))
 def test_a_death_at_any_byte_costs_at_most_the_line_that_was_being_written(

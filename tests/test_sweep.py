@@ -1,5 +1,6 @@
 """A sweep from the command line: links, resume, duplicates, refusals, failures."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -14,9 +15,11 @@ import pytest
 from conftest import ROOT, CommandLine
 from optuna.trial import TrialState
 from sqlalchemy import event
+from told import in_mlflow, in_the_folder
 
 from cadence import sweep as sweeps
 from cadence.lineage import Lineage
+from cadence.manifest import Delivered
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
 NAME = "step_size_digits_mlp"
@@ -279,6 +282,49 @@ def test_a_trial_whose_training_had_ended_when_its_sweep_died_is_told_and_not_ru
     assert trial.values == told.values
     run = mlflow.MlflowClient(tracking_uri).get_run(trial.user_attrs["mlflow_run_id"])
     assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    "lost", ["the trial's end", pytest.param("nothing", marks=pytest.mark.slow)]
+)
+def test_what_mlflow_did_not_take_of_a_finished_trial_a_later_sweep_delivers(
+    command: CommandLine, tmp_path: Path, tracking_uri: str, lost: str
+) -> None:
+    arguments = options(tmp_path, "hydra.sweeper.n_trials=1", f"track.uri={tracking_uri}")
+    assert command(*arguments).returncode == 0
+    (told,) = study_of(tmp_path).trials
+    folder, run_id = Path(told.user_attrs["folder"]), told.user_attrs["mlflow_run_id"]
+    points = in_the_folder(folder)
+    forget_the_last_point_in_mlflow(folder, tracking_uri, run_id)
+    if lost == "the trial's end":
+        forget_the_end_of_the_only_trial(tmp_path / "sweep" / "study.db")
+
+    ended = command(*arguments)
+
+    assert ended.returncode == 0, ended.stderr
+    (trial,) = study_of(tmp_path).trials
+    assert (trial.state, trial.values) == (TrialState.COMPLETE, told.values)
+    run = mlflow.MlflowClient(tracking_uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert "cadence.reason" not in run.data.tags
+    assert in_mlflow(tracking_uri, run_id) == points
+
+
+def forget_the_last_point_in_mlflow(folder: Path, uri: str, run_id: str) -> None:
+    """Leave the run as a sweep does whose server went away before the run's end."""
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    last = json.loads(lines[-1])
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+        connection.execute(
+            "delete from metrics where run_uuid = ? and key = ?", (run_id, last["key"])
+        )
+        connection.commit()
+    taken = next(at for at, line in enumerate(lines) if json.loads(line)["key"] == last["key"])
+    size = len(b"".join(lines[:taken]))
+    Delivered(run_id=run_id, described=True, sending=size, points=size).save(folder)
+    client = mlflow.MlflowClient(uri)
+    client.set_tag(run_id, "cadence.reason", "its sweep died")
+    client.set_terminated(run_id, "KILLED")
 
 
 def forget_the_end_of_the_only_trial(database: Path) -> None:

@@ -82,13 +82,16 @@ class Journal:
         Args:
             samples: The last step that stands.
             keep: Bytes from the file's start that stay, whatever their steps.
+
+        Raises:
+            ValueError: A line of the file is damaged; the message says which and what to do.
         """
         part = self._file.with_suffix(".jsonl.part")
         end = 0
         with self._file.open("rb") as lines, part.open("wb") as kept:
             for line in lines:
                 end += len(line)
-                point = _parsed(line)
+                point = _parsed(line, self._file)
                 if end <= keep or point.step <= samples:
                     kept.write(line)
                     self._held[point.key] = max(point.step, self._held.get(point.key, 0))
@@ -145,6 +148,9 @@ class Journal:
         Args:
             start: The byte at which a line begins.
             limit: Points wanted, at least 1.
+
+        Raises:
+            ValueError: A line of them is damaged; the message says which and what to do.
         """
         points: list[Point] = []
         end = self.size
@@ -152,7 +158,7 @@ class Journal:
             lines.seek(start)
             while start < end and len(points) < limit:
                 line = lines.readline()
-                points.append(_parsed(line))
+                points.append(_parsed(line, self._file))
                 start += len(line)
         return points, start
 
@@ -183,6 +189,11 @@ def _line(point: Point) -> bytes:
     return json.dumps(told).encode() + b"\n"
 
 
-def _parsed(line: bytes) -> Point:
-    told = json.loads(line)
-    return Point(told["key"], float(told["value"]), told["step"], told["timestamp"])
+def _parsed(line: bytes, file: Path) -> Point:
+    try:
+        told = json.loads(line)
+        return Point(told["key"], float(told["value"]), told["step"], told["timestamp"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: a line is no point of a run: {line[:60]!r}; take it out, the others stand"
+        ) from error

@@ -398,12 +398,32 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         for trial in alive:
             self._console.print(f"trial {trial.number} runs on; the same command takes its result")
         spared = [trial.number for trial in alive]
+        self._deliver_the_rest()
         for trial in sweeps.running(self._study):
             sweeps.note(self._study, trial, self._summary(trial.user_attrs.get("folder", "")))
         for trial in sweeps.close_abandoned(self._study, self._result, spared=spared):
             self._console.print(f"trial {trial.number} was cut off; its point is asked again")
         if self._lineage is not None:
             self._lineage.end_lost([trial.user_attrs.get("mlflow_run_id", "") for trial in alive])
+
+    def _deliver_the_rest(self) -> None:
+        """Let MLflow have what it did not take in time of trials that finished."""
+        if self._lineage is None:
+            return
+        from cadence.delivery import DeliveryError
+        from cadence.manifest import Manifest
+        from cadence.sync import delivered
+
+        for trial in self._study.get_trials(deepcopy=False):
+            if "folder" not in trial.user_attrs or _goes_on(trial):
+                continue
+            folder = Path(trial.user_attrs["folder"])
+            try:
+                manifest = Manifest.load(folder)
+                if manifest is not None and manifest.status == "FINISHED":
+                    delivered(folder, self._config.track.uri)
+            except (DeliveryError, ValueError, OSError) as error:
+                log.warning("trial %d: %s", trial.number, in_one_line(error))
 
     def _result(self, trial: FrozenTrial | Trial) -> tuple[float, float] | None:
         """Return a trial's objectives if its run had ended in every place; None = it had not."""
