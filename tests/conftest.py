@@ -52,6 +52,16 @@ def command(warm: Warm, tmp_path: Path) -> CommandLine:
 
 
 @pytest.fixture
+def quick_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a tracker deliver, and try again, at once instead of after seconds."""
+    from cadence import delivery
+
+    monkeypatch.setattr(delivery, "DELIVER_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "DOUBLINGS", 0)
+
+
+@pytest.fixture
 def browser(tmp_path: Path) -> "Iterator[WebDriver]":
     from browsing import chromium
 

@@ -192,13 +192,7 @@ def test_a_journal_that_lost_its_end_is_delivered_from_its_beginning(tmp_path: P
     assert server.points == points(range(12))
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "DELIVER_SECONDS", 0.01)
-    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.01)
-
-
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_delivery")
 def test_an_outage_is_said_once_and_its_end_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,7 +233,7 @@ def hanging() -> Iterator[HangingServer]:
     server.released.set()
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_delivery")
 def test_a_server_that_never_answers_neither_holds_up_the_run_nor_its_end(
     tmp_path: Path, hanging: HangingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import optuna
 import pytest
 from conftest import CommandLine
 from optuna.trial import TrialState
-from told import in_mlflow, in_the_folder
+from told import in_mlflow, in_the_folder, tracker
 
 from cadence import delivery
 from cadence.checkpoint import latest
 from cadence.clock import Clock
 from cadence.sync import delivered
-from cadence.track import Tracker
 
 Disk = Callable[[str], Path]
 
@@ -161,16 +159,8 @@ def test_a_file_that_may_grow_no_more_ends_a_run_with_its_name(
     assert [point.key for point in in_the_folder(run)].count("train/updates") > 5
 
 
-def tracker(uri: str, folder: Path, **more: Any) -> Tracker:
-    given = {"params": {}, "tags": {}, "texts": {}, **more}
-    return Tracker(uri, "disk", "a run", folder=folder, every=1, **given)
-
-
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "DELIVER_SECONDS", 0.05)
-    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(delivery, "DOUBLINGS", 0)
+def quick(quick_delivery: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "END_SECONDS", 1.0)
 
 

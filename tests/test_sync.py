@@ -9,20 +9,18 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
 from conftest import ROOT, CommandLine
 from serving import MlflowServer, free_port
-from told import in_mlflow, in_the_folder
+from told import in_mlflow, in_the_folder, tracker
 
 from cadence import address, delivery
 from cadence.clock import Clock
 from cadence.journal import BUFFERED, FILE
 from cadence.lineage import Lineage
 from cadence.manifest import Delivered
-from cadence.track import Tracker
 from src import sync
 
 Sync = Callable[..., tuple[int, str, str]]
@@ -37,10 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "DELIVER_SECONDS", 0.05)
-    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(delivery, "DOUBLINGS", 0)
+def quick(quick_delivery: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
@@ -57,11 +52,6 @@ def synced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return ended.value.code, *capsys.readouterr()
 
     return run
-
-
-def tracker(uri: str, folder: Path, **more: Any) -> Tracker:
-    given = {"params": {}, "tags": {}, "texts": {}, **more}
-    return Tracker(uri, "sync", "a run", folder=folder, every=1, **given)
 
 
 def wait_until_delivered(folder: Path) -> None:

@@ -5,13 +5,12 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
 from conftest import ROOT, CommandLine
 from mlflow.entities import Run
-from told import in_mlflow, in_the_folder
+from told import in_mlflow, in_the_folder, tracker
 
 from cadence.clock import Clock
 from cadence.manifest import Delivered
@@ -125,11 +124,6 @@ def test_a_failing_run_is_failed_in_mlflow_with_its_reason(
     run = the_run(tracking_uri, tmp_path)
     assert run.info.status == "FAILED"
     assert run.data.tags["cadence.reason"].startswith("DivergedError: samples=")
-
-
-def tracker(uri: str, folder: Path, every: int = 1, **more: Any) -> Tracker:
-    given = {"params": {}, "tags": {}, "texts": {}, **more}
-    return Tracker(uri, "tracker", "a run", folder=folder, every=every, **given)
 
 
 def test_an_interrupt_marks_the_run_killed(tracking_uri: str, tmp_path: Path) -> None:

@@ -1,16 +1,24 @@
-"""A run's points, as its folder has them and as MLflow has them."""
+"""A run's points: told by a tracker, as its folder has them and as MLflow has them."""
 
 import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 
 from cadence.journal import FILE, Point
+from cadence.track import Tracker
 
 LARGEST = 1.7976931348623157e308
 """What MLflow's store has for infinity."""
+
+
+def tracker(uri: str, folder: Path, *, every: int = 1, **more: Any) -> Tracker:
+    """Return a tracker of a run without params, tags and texts but those that are given."""
+    given = {"params": {}, "tags": {}, "texts": {}, **more}
+    return Tracker(uri, "tests", "a run", folder=folder, every=every, **given)
 
 
 def in_the_folder(folder: Path) -> list[Point]:
