@@ -177,9 +177,15 @@ def _optimizer(
         settings.scaling.reference or effective_batch(settings, data, DEFAULT_STEP_SIZE),
     )
     optimizer: torch.optim.Optimizer = configs.build(
-        "optimizer", arguments, list(model.parameters()), fused=True
+        "optimizer", arguments, list(model.parameters()), fused=_can_be_fused(model) or None
     )
     return optimizer
+
+
+def _can_be_fused(model: "torch.nn.Module") -> bool:
+    """Return whether torch's fused optimizers take a model: its gradients are real and dense."""
+    is_sparse = any(getattr(module, "sparse", False) for module in model.modules())
+    return not is_sparse and all(each.is_floating_point() for each in model.parameters())
 
 
 def effective_batch(settings: "Config", data: "Data", window: int) -> int:

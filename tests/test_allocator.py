@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from cadence import allocator
 
 GLIBC = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
 
@@ -77,3 +80,41 @@ def test_what_was_kept_is_given_back_when_that_is_turned_off() -> None:
 @needs_glibc
 def test_each_run_of_a_process_measures_its_own_peak_although_memory_is_kept() -> None:
     assert printed(PEAKS) == "1.0\n1.0\n1.0\n"
+
+
+def test_a_c_library_that_takes_no_block_above_its_own_keeps_up_to_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: dict[int, int] = {}
+
+    def mallopt(option: int, value: int) -> int:
+        """As glibc's before 2.35, whose blocks end at half of HEAP_MAX_SIZE."""
+        if option == allocator.M_MMAP_THRESHOLD and value > allocator.GLIBC_BLOCK:
+            return 0
+        told[option] = value
+        return 1
+
+    monkeypatch.setattr(allocator, "_glibc", lambda: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(allocator._Process, "keeps", False)
+
+    assert allocator.keep_memory(True)
+
+    assert told == {
+        allocator.M_MMAP_THRESHOLD: allocator.GLIBC_BLOCK,
+        allocator.M_TRIM_THRESHOLD: allocator.LARGEST_REST,
+    }
+
+
+def test_a_c_library_that_takes_nothing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    def mallopt(option: int, value: int) -> int:
+        told.append(option)
+        return 0
+
+    monkeypatch.setattr(allocator, "_glibc", lambda: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(allocator._Process, "keeps", False)
+
+    assert not allocator.keep_memory(True)
+
+    assert {*told} == {allocator.M_MMAP_THRESHOLD}

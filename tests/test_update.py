@@ -11,7 +11,7 @@ from oracles import SIZES, STEP_SIZES, cut, gradients, regression_pair, same, we
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from cadence import accumulate, windows
 from cadence.accumulation import Accumulated, Accumulator
@@ -217,6 +217,32 @@ def test_the_schedule_scales_each_groups_own_learning_rate() -> None:
     assert outcome.lr == 0.5
     assert first.item() == pytest.approx(-1.0)
     assert second.item() == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+def test_a_group_that_joins_a_run_follows_schedule_and_scaling_as_the_others_do(
+    scaling: str, factor: float
+) -> None:
+    first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = SGD([{"params": [first], "lr": 1.0}])
+    update = Update(optimizer, schedule=lambda samples: 0.5, step_size=1, scaling=scaling)
+    update.follow(4)
+
+    optimizer.add_param_group({"params": [second], "lr": 0.1})
+    for _ in range(2):
+        update.follow(4)
+        first.grad, second.grad = torch.ones(1), torch.ones(1)
+        update.apply(found(), START, 1)
+
+    assert first.item() == pytest.approx(-1.0 * factor)
+    assert second.item() == pytest.approx(-0.1 * factor)
+
+
+def test_an_optimizer_that_runs_the_model_by_itself_is_refused() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+
+    with pytest.raises(ValueError, match=r"^LBFGS runs the model by itself, .*; try "):
+        Update(LBFGS([weight]), schedule=constant())
 
 
 def test_a_loss_scale_that_overflows_skips_the_update_halves_and_recovers() -> None:

@@ -70,6 +70,33 @@ def test_the_readmes_model_data_set_and_objective_train(project: Path) -> None:
     assert summary["val_loss"] < 1.0
 
 
+SPARSE = """
+from torch import nn
+
+class Rows(nn.Module):
+    def __init__(self, input_shape, outputs):
+        super().__init__()
+        self.rows = nn.EmbeddingBag(17, outputs, sparse=True)
+
+    def forward(self, images):
+        return self.rows(images.flatten(1).abs().clamp(max=16).long())
+"""
+
+
+def test_a_model_of_sparse_gradients_trains_with_an_optimizer_that_cannot_fuse_them(
+    project: Path,
+) -> None:
+    (project / "elsewhere" / "my_project" / "rows.py").write_text(SPARSE)
+    (project / "conf" / "model" / "rows.yaml").write_text(
+        "_target_: my_project.rows.Rows\ninput_shape: null\noutputs: null\n"
+    )
+
+    ended = run(project, "model=rows", "optimizer=sgd", "optimizer.momentum=0", "device=cpu")
+
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((project / "run" / "summary.json").read_text())["status"] == "FINISHED"
+
+
 def test_the_readmes_sweep_searches_what_it_says(project: Path) -> None:
     ended = run(
         project,

@@ -40,13 +40,17 @@ def keep_memory(keep: bool) -> bool:
         return False
     if keep == _Process.keeps:
         return True
-    block, rest = (LARGEST_BLOCK, LARGEST_REST) if keep else (GLIBC_BLOCK, GLIBC_REST)
-    blocks = library.mallopt(M_MMAP_THRESHOLD, block)
-    rests = library.mallopt(M_TRIM_THRESHOLD, rest)
+    # Before 2.35 glibc takes no block above its own. Setting one threshold alone would keep the
+    # other from growing.
+    blocks = (LARGEST_BLOCK, GLIBC_BLOCK) if keep else (GLIBC_BLOCK,)
+    rest = LARGEST_REST if keep else GLIBC_REST
+    took = any(library.mallopt(M_MMAP_THRESHOLD, block) for block in blocks) and bool(
+        library.mallopt(M_TRIM_THRESHOLD, rest)
+    )
     _Process.keeps = keep
     if not keep:
         library.malloc_trim(0)
-    return bool(blocks and rests)
+    return took
 
 
 def give_back() -> None:

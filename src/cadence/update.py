@@ -5,6 +5,7 @@ Each of these happens once per window, here and nowhere else.
 
 import logging
 import math
+from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Update:
         scaling: How they follow another step_size; see `cadence.scaling`.
 
     Raises:
-        ValueError: There is no such ``scaling``.
+        ValueError: There is no such ``scaling``, or the optimizer runs the model by itself.
     """
 
     def __init__(
@@ -69,17 +70,16 @@ class Update:
     ) -> None:
         if scaling not in RULES:
             raise ValueError(f"scaling={scaling}: no such rule; choose one of {', '.join(RULES)}")
+        _check_steps_alone(optimizer)
         self.optimizer = optimizer
         self._step_size = self._chosen_for = step_size
         self._scaling = scaling
-        self._chosen: list[dict[str, Any]] = [
-            {name: group[name] for name in ("lr", "betas") if name in group}
-            for group in optimizer.param_groups
-        ]
         self._schedule = schedule
         self._clip_norm = clip_norm
         self._scaler = scaler
-        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self._chosen: list[dict[str, Any]] = []
+        self._base_lrs: list[Any] = []
+        self._take_groups()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -88,17 +88,27 @@ class Update:
 
     def follow(self, step_size: int) -> None:
         """Let learning rate and beta2 follow the effective batch of that many mini-batches."""
+        self._take_groups()
         if step_size == self._step_size:
             return
         self._step_size = step_size
+        for index in range(len(self._chosen)):
+            self._scale(index)
+
+    def _take_groups(self) -> None:
+        """Take the options of parameter groups that were added since the last update."""
+        for group in self.optimizer.param_groups[len(self._chosen) :]:
+            self._chosen.append({name: group[name] for name in ("lr", "betas") if name in group})
+            self._base_lrs.append(group["lr"])
+            self._scale(len(self._chosen) - 1)
+
+    def _scale(self, index: int) -> None:
         if self._scaling == "none":
             return
-        ratio = step_size / self._chosen_for
-        groups = self.optimizer.param_groups
-        for index, (group, chosen) in enumerate(zip(groups, self._chosen, strict=True)):
-            options = scaled(chosen, self._scaling, ratio, 1.0)
-            self._base_lrs[index] = options["lr"]
-            group.update(options)
+        ratio = self._step_size / self._chosen_for
+        options = scaled(self._chosen[index], self._scaling, ratio, 1.0)
+        self._base_lrs[index] = options["lr"]
+        self.optimizer.param_groups[index].update(options)
 
     def apply(self, accumulated: Accumulated, clock: Clock, samples: int) -> Outcome:
         """Make the update that a window asks for, or refuse it, and leave ``.grad`` empty.
@@ -142,8 +152,10 @@ class Update:
 
     def _step(self, grad_norm: float) -> None:
         if self._clip_norm is not None:
-            norm = torch.tensor(grad_norm, dtype=torch.float64)
-            clip_grads_with_norm_(self.parameters, self._clip_norm, norm)
+            parameters = self.parameters
+            has_float64 = all(parameter.device.type != "mps" for parameter in parameters)
+            norm = torch.tensor(grad_norm, dtype=torch.float64 if has_float64 else torch.float32)
+            clip_grads_with_norm_(parameters, self._clip_norm, norm)
         if self._scaler is None:
             self.optimizer.step()
         else:
@@ -154,6 +166,15 @@ class Update:
         # microseconds that a window of the digits MLP takes).
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _check_steps_alone(optimizer: Optimizer) -> None:
+    closure = signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        raise ValueError(
+            f"{type(optimizer).__name__} runs the model by itself, several times an update, and "
+            "cadence runs it once for each window; try torch.optim.AdamW or torch.optim.SGD"
+        )
 
 
 def stop_if_diverged(clock: Clock, outcome: Outcome, max_skipped: int) -> None:
