@@ -6,6 +6,7 @@ from copy import deepcopy
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -356,6 +357,48 @@ def test_a_loss_for_each_sample_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         accumulate(nn.Linear(3, 1).double(), Unsummed(), cut(regression_pair(2), (2,)))
+
+
+@pytest.mark.parametrize("loss", [1.5, None, (torch.tensor(1.0), 2)])
+def test_a_loss_that_is_no_tensor_is_refused(loss: Any) -> None:
+    class Odd(Watched):
+        def total_loss(self, model: nn.Module, batch: Batch) -> Any:
+            return loss
+
+    message = f"Odd.total_loss gave {loss!r}; it must return the sum over items, a 0-d tensor: "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        accumulate(nn.Linear(3, 1).double(), Odd(), cut(regression_pair(2), (2,)))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.int64, np.array])
+@pytest.mark.parametrize("size", [None, 1])
+def test_items_may_be_any_kind_of_whole_number_and_are_told_as_pythons(
+    kind: Any, size: int | None
+) -> None:
+    class Counts(Watched):
+        def items(self, batch: Batch) -> Any:
+            return kind(sample_count(batch))
+
+    model, window = nn.Linear(3, 1).double(), cut(regression_pair(5), (3, 2))
+
+    found = accumulate(model, Counts(), window, size)
+
+    assert type(found.items) is int
+    assert found.items == 5
+
+
+@pytest.mark.parametrize("items", [2.5, torch.tensor(2.0), "2", None])
+def test_items_that_are_no_whole_number_are_refused(items: Any) -> None:
+    class Counts(Watched):
+        def items(self, batch: Batch) -> Any:
+            return items
+
+    message = (
+        f"Counts.items gave {items!r}; it must return a whole number, such as "
+        "int((targets != -100).sum())"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        accumulate(nn.Linear(3, 1).double(), Counts(), cut(regression_pair(2), (2,)))
 
 
 @pytest.mark.parametrize("device", [CUDA])

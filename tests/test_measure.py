@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from oracles import FORMS, SIZES, cut, regression_pair
 from torch import Tensor, nn
 
+from cadence import measure
 from cadence.batch import Batch, sample_count
 from cadence.measure import (
     PartTimer,
@@ -21,6 +23,7 @@ from cadence.measure import (
     warm_up,
 )
 from cadence.objectives import Classification, LanguageModelling, MeanLoss, Regression
+from cadence.recovery import DoesNotFitError
 
 CPU = torch.device("cpu")
 MASKED = -100
@@ -343,3 +346,71 @@ def test_peak_memory_sees_what_was_taken_and_given_back() -> None:
 
 def _fields(throughput: Throughput) -> tuple[float, float, float]:
     return throughput.samples_per_second, throughput.p10, throughput.p90
+
+
+class Carries(nn.Module):
+    """A model that keeps a state from one forward for the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(3, 1).double()
+        self.state: Tensor | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        before = inputs if self.state is None else inputs * self.state
+        found: Tensor = self.cell(before)
+        self.state = inputs.detach().mean(0) + 1
+        return found
+
+
+def test_what_a_model_keeps_of_an_evaluation_can_be_trained_with() -> None:
+    model, data = Carries(), regression_pair(4)
+
+    evaluate(model, Regression(), [data], CPU)
+    Regression().total_loss(model, data).backward()
+
+    assert model.cell.weight.grad is not None
+
+
+class Roomy(Regression):
+    """A loss for which memory suffices up to some samples."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.sizes: list[int] = []
+
+    def total_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.sizes.append(sample_count(batch))
+        if sample_count(batch) > self.most:
+            raise RuntimeError("CUDA error: out of memory")
+        return super().total_loss(model, batch)
+
+
+def test_held_out_mini_batches_that_do_not_fit_are_evaluated_in_parts() -> None:
+    model, data = nn.Linear(3, 1).double(), regression_pair(20)
+    objective = Roomy(5)
+
+    found = evaluate(model, objective, cut(data, [16, 4]), CPU)
+
+    assert objective.sizes == [16, 8, 4, 4, 4, 4, 4]
+    expected = F.mse_loss(model(data.inputs), data.targets).item()
+    assert found.loss == pytest.approx(expected, rel=1e-14)
+    assert (found.samples, found.items) == (20, 20)
+
+
+def test_one_held_out_sample_that_does_not_fit_is_said_with_a_remedy() -> None:
+    with pytest.raises(DoesNotFitError, match=r"of 1 sample does not fit into memory .*; try "):
+        evaluate(nn.Linear(3, 1).double(), Roomy(0), [regression_pair(4)], CPU)
+
+
+def test_a_kernel_that_tells_no_peak_is_asked_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmRSS:\t  1024 kB\n")
+    monkeypatch.setattr(measure, "STATUS", status)
+
+    peak = PeakMemory(CPU)
+    peak.begin()
+
+    assert peak.mib() >= 0

@@ -205,6 +205,26 @@ def test_the_loss_of_half_precision_outputs_is_summed_in_float32(
     assert total.item() == pytest.approx(mean.item() * case.items, rel=1e-6)
 
 
+def test_a_mean_loss_may_be_of_complex_outputs_or_of_several() -> None:
+    inputs, targets = torch.randn(4, dtype=torch.complex64), torch.zeros(4, dtype=torch.complex64)
+    pair = inputs.abs(), inputs.angle()
+
+    class Both(nn.Module):
+        def forward(self, _: Tensor) -> tuple[Tensor, Tensor]:
+            return pair
+
+    distance = MeanLoss(lambda outputs, targets: (outputs - targets).abs().mean())
+    of_both = MeanLoss(lambda outputs, targets: outputs[0].mean() + outputs[1].mean())
+
+    found = [
+        distance.total_loss(nn.Identity(), (inputs, targets)),
+        of_both.total_loss(Both(), (inputs, targets)),
+    ]
+
+    expected = [inputs.abs().sum().item(), (pair[0] + pair[1]).sum().item()]
+    assert [total.item() for total in found] == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("objective", [Classification(), Regression(), MeanLoss(nn.MSELoss())])
 @pytest.mark.parametrize(
     ("batch", "found"),

@@ -1,5 +1,6 @@
 """Out of memory: what did not fit is undone, and smaller micro-batches give the same weights."""
 
+import copy
 import os
 import random
 import subprocess
@@ -261,3 +262,71 @@ def test_a_gpu_that_is_full_halves_the_micro_batch_until_it_fits(device: str) ->
         else:
             trainer.fit(data, epochs=1)
     torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_an_operation_that_is_not_there_is_not_taken_for_a_lack_of_memory() -> None:
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for conv"))
+
+
+class Remembers(nn.Module):
+    """A model whose forward changes a buffer, in one of the ways in which that is done."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1).double()
+        self.way = way
+        self.register_buffer("mean", None if way == "made" else torch.zeros(3).double())
+        self.register_buffer("positions", torch.arange(3.0).expand(2, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        seen = inputs.detach().mean(0)
+        if self.way == "in place":
+            self.mean += seen
+        elif self.way == "data":
+            self.mean.data.add_(seen)
+        else:
+            self.mean = seen if self.mean is None else self.mean + seen
+        return self.layer(inputs * self.mean)
+
+
+class Masked(Small):
+    """A loss that has no item where the first target is masked."""
+
+    def items(self, batch: Batch) -> int:
+        return 0 if bool(batch[1][0] == -100) else super().items(batch)
+
+
+@pytest.mark.parametrize("way", ["in place", "data", "replaced", "made"])
+def test_a_buffer_is_undone_in_whichever_way_a_forward_changes_it(way: str) -> None:
+    torch.manual_seed(0)
+    failing = Remembers(way)
+    undisturbed = copy.deepcopy(failing)
+    nothing = Pair(torch.ones(2, 3).double(), torch.full((2, 1), -100).double())
+    data = [nothing, *cut(regression_pair(16), [2, 6, 4, 4])]
+
+    for model, most, size in ((failing, 3, None), (undisturbed, 6, 3)):
+        optimizer = SGD(model.parameters(), lr=0.05)
+        trainer = Trainer(model, optimizer, Masked(most), 1, "cpu", microbatch_size=size)
+        trainer.fit(data, epochs=1)
+
+    assert same(weights(failing), weights(undisturbed))
+    assert same(failing.buffers(), undisturbed.buffers())
+
+
+def test_a_refused_window_leaves_no_trace_in_the_models_buffers() -> None:
+    data = regression_pair(12)
+    data.inputs[5] = torch.nan
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+    without = copy.deepcopy(model)
+
+    for trained_on, windows in ((model, [0, 1, 2]), (without, [0, 2])):
+        every = cut(data, [4, 4, 4])
+        trainer = Trainer(trained_on, SGD(trained_on.parameters(), lr=0.1), Regression(), 1, "cpu")
+        trainer.fit([every[window] for window in windows], epochs=1)
+
+    assert trainer.clock.updates == 2
+    assert same(model.state_dict().values(), without.state_dict().values())

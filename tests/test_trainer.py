@@ -843,3 +843,11 @@ def test_a_mini_batch_without_a_sample_tells_auto_nothing() -> None:
     fitted = trainer.fit(cut(regression_pair(sum(sizes)), sizes), epochs=2)
 
     assert fitted.samples == 2 * sum(sizes)
+
+
+def test_an_optimizer_of_what_is_not_the_models_is_refused() -> None:
+    model, temperature = nn.Linear(3, 1), nn.Parameter(torch.ones(()))
+    optimizer = SGD([*model.parameters(), temperature], lr=0.1)
+
+    with pytest.raises(ValueError, match=r"^the optimizer updates what is not .* \(1 of 3 ten"):
+        Trainer(model, optimizer, Regression(), device="cpu")

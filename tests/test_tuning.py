@@ -32,7 +32,7 @@ def tuned(
     for each in windows:
         setting = tuner.choose(each, step_size)
         samples = sum(map(len, each))
-        tuner.took(cost(setting) * samples, samples, setting.microbatch_size)
+        tuner.took(cost(setting) * samples, samples)
         used.append(setting)
     return used
 
@@ -132,7 +132,7 @@ def test_a_size_that_did_not_fit_is_not_tried_again() -> None:
             limit.lower(window(4), fits, "you tried to allocate 1 bytes")
             fits = limit.within(window(4), fits)
         used.append(setting.microbatch_size)
-        one.took(32.0, 32, fits)
+        one.took(32.0, 32)
 
     assert used.count(16) == 1
     assert 32 not in used
@@ -196,7 +196,7 @@ def test_training_leaves_the_number_of_threads_as_it_was() -> None:
 
 def test_the_first_window_of_a_fit_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    monkeypatch.setattr(Tuner, "took", lambda self, seconds, samples, used: told.append(samples))
+    monkeypatch.setattr(Tuner, "took", lambda self, seconds, samples: told.append(samples))
     model = nn.Linear(3, 1).double()
     trainer = Trainer(
         model, SGD(model.parameters(), lr=0.1), Regression(), 1, "cpu", microbatch_size="auto"
@@ -206,3 +206,26 @@ def test_the_first_window_of_a_fit_tells_nothing(monkeypatch: pytest.MonkeyPatch
         trainer.fit(cut(regression_pair(9), [2, 3, 4]), epochs=2)
 
     assert told == [3, 4, 2, 3, 4] * 2
+
+
+def test_inputs_of_two_lengths_in_turns_settle_each_on_its_own() -> None:
+    long, short = window(4, features=9), window(4, features=7)
+    one = tuner()
+    cost = by_size({None: 1.0, 16: 0.8, 32: 0.6})
+
+    used = tuned(one, [long, short] * 60, cost)
+
+    assert {setting.microbatch_size for setting in used[-2:]} == {32}
+    assert not one.is_searching
+
+
+def test_a_size_that_some_windows_exceed_what_fits_by_does_not_keep_the_search_from_ending() -> (
+    None
+):
+    limit = MemoryLimit()
+    limit.lower(window(1, samples=32, features=7), None, "you tried to allocate 1 bytes")
+    windows = [window(4, features=4), window(4, features=7)] * 200  # of one size, or nearly
+
+    used = tuned(tuner(limit=limit), windows, by_size({None: 1.0, 16: 0.6}))
+
+    assert used[-1].microbatch_size == 16

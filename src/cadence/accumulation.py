@@ -12,6 +12,7 @@ receives its finished share.
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress, islice
 from typing import TypeAlias
 
@@ -22,9 +23,7 @@ from torch.amp import GradScaler
 
 from cadence.batch import Batch, Gathered, moved, rebatched
 from cadence.noise import Parts
-from cadence.objectives import Objective
-
-HALF = (torch.bfloat16, torch.float16)
+from cadence.objectives import HALF, Objective, items_in
 
 NUMBERS = 3
 """What goes with a window's gradient to other processes: its loss, and its parts' two numbers."""
@@ -112,7 +111,7 @@ class Accumulator:
         summed: Summed | None = None,
     ) -> None:
         self._model = model
-        self._objective = objective
+        self.objective = objective
         self._autocast = autocast
         self._scaler = scaler
         self._summed = summed
@@ -140,7 +139,7 @@ class Accumulator:
                 `cadence.noise`; the sum is the same, bit for bit. ``.grad`` must be empty before.
                 None of them = nothing is measured.
         """
-        objective, device = self._objective, self._device
+        objective, device = self.objective, self._device
         items_here, microbatches = _microbatches(objective, window, microbatch_size)
         items = items_here if items is None else items
         if items == 0:
@@ -151,16 +150,17 @@ class Accumulator:
         for microbatch in microbatches:
             with _autocast(device, self._autocast):
                 loss = objective.total_loss(self._model, moved(microbatch, device))
-            if loss.dim() != 0:
+            if not isinstance(loss, Tensor) or loss.dim() != 0:
+                what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
                 raise ValueError(
-                    f"{type(objective).__name__}.total_loss gave shape {list(loss.shape)}; it must "
-                    'return the sum over items, a 0-d tensor: try reduction="sum"'
+                    f"{type(objective).__name__}.total_loss gave {what}; it must return the sum "
+                    'over items, a 0-d tensor: try reduction="sum"'
                 )
             if loss.dtype in HALF:
                 loss = loss.float()
             torch.autograd.backward(loss, self._share_like(loss, items))
             if parts is not None:
-                parts.measure(objective.items(microbatch))
+                parts.measure(items_in(objective, microbatch))
             half_sums.take()
             detached = loss.detach()
             total_loss = detached if total_loss is None else total_loss + detached
@@ -237,8 +237,9 @@ def _microbatches(
     elif isinstance(window, Gathered):
         batches = window.cut(size)
     else:  # joined one after another: together they would hold the window in memory a second time
-        return sum(map(objective.items, window)), filter(objective.items, rebatched(window, size))
-    counts = [objective.items(batch) for batch in batches]
+        counted = partial(items_in, objective)
+        return sum(map(counted, window)), filter(counted, rebatched(window, size))
+    counts = [items_in(objective, batch) for batch in batches]
     return sum(counts), compress(batches, counts)
 
 

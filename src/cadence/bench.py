@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cadence.accumulation import accumulate
 from cadence.batch import Batch, mapped, moved, rebatched, sample_count
+from cadence.device import uncompile
 from cadence.objectives import Objective
 from cadence.redaction import with_its_type
 
@@ -134,6 +135,7 @@ def set_up(
         copied = model
     else:
         _carry_hooks(model, copied)
+        uncompile(copied)
     if dtype is not None:
         _convert(copied, dtype)
         _convert_parts(objective, dtype)
@@ -252,7 +254,12 @@ def _coarsest_dtype(bench: Bench) -> torch.dtype:
     dtypes = {parameter.dtype for parameter in bench.parameters.values()}
     watched = dataclasses.replace(bench, objective=_WatchesDtypes(bench.objective, dtypes))
     with errors_explained():
-        watched.gradient(bench.one_pass)
+        gradient = watched.gradient(bench.one_pass)
+    if all(part is None for part in gradient.values()):
+        raise ValueError(
+            "no parameter gets a gradient from the window, so there is nothing to compare: the "
+            "loss must come from the model that the objective is given"
+        )
     rounding = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
     return max(rounding, key=lambda dtype: torch.finfo(dtype).eps)
 

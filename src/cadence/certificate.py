@@ -26,7 +26,8 @@ from cadence.bench import (
     relative_errors,
     set_up,
 )
-from cadence.objectives import Objective
+from cadence.device import is_compiled
+from cadence.objectives import Objective, items_in
 from cadence.redaction import with_its_type
 from cadence.splits import Comparison, Measured, compare_splits, shown
 from cadence.suspects import Cause, diagnosed, uncounted
@@ -131,7 +132,7 @@ def _checked_items(objective: Objective, window: Sequence[Batch]) -> int:
             f"the window holds {samples or 'no'} sample: there is nothing to split, so nothing to "
             "compare; try a larger data.batch_size or trainer.step_size"
         )
-    items = sum(map(objective.items, window))
+    items = sum(items_in(objective, batch) for batch in window)
     if items == 0:
         raise ValueError(
             "the window holds no item, so it makes no update and there is nothing to compare; try "
@@ -203,7 +204,7 @@ def _notes(
     foreign = sum(id(parameter) not in owned for group in groups for parameter in group["params"])
     if foreign:
         notes.append(f"{foreign} of the optimizer's tensors are not the model's; not compared")
-    if model._compiled_call_impl is not None:
+    if is_compiled(model):
         notes.append("the model is certified as it is without torch.compile")
     return notes
 

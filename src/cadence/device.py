@@ -1,7 +1,9 @@
 """Where a run computes and in which precision."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,10 @@ _AUTOCAST: dict[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+
+_OWN = "cadence_own_forward"
+"""The attribute of a translated forward that holds what it was translated from."""
 
 
 def resolved(name: str | torch.device) -> torch.device:
@@ -79,12 +85,34 @@ def compile_forward(model: nn.Module) -> None:
     Not by ``model.compile()``: that translates nothing where the outermost module is one of torch's
     own, such as ``nn.Sequential``, and says nothing either.
     """
-    model.forward = torch.compile(model.forward)
+    own = model.forward
+    compiled = torch.compile(own)
+    vars(compiled)[_OWN] = own
+    model.forward = compiled
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether `compile_forward` or ``model.compile()`` translates a model."""
+    return model._compiled_call_impl is not None or _untranslated(model) is not None
 
 
 def uncompile(model: nn.Module) -> None:
-    """Take back what `compile_forward` did, as before a model is pickled."""
-    vars(model).pop("forward", None)
+    """Take back what `compile_forward` did, as before a model is pickled.
+
+    In a copy of the model it is needed as well: the translated forward is the original's.
+    """
+    own = _untranslated(model)
+    if own is None:
+        return
+    del model.forward
+    forward = MethodType(own.__func__, model) if isinstance(own, MethodType) else own
+    if forward != model.forward:  # it was the instance's, not the class's
+        model.forward = forward
+
+
+def _untranslated(model: nn.Module) -> Callable[..., Any] | None:
+    """Return the forward that `compile_forward` took; None = it took none."""
+    return getattr(vars(model).get("forward"), _OWN, None)
 
 
 @contextmanager

@@ -29,12 +29,12 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cadence.accumulation import HALF, NUMBERS, Summed
+from cadence.accumulation import NUMBERS, Summed
 from cadence.batch import Batch, first_samples, samples_in
 from cadence.clock import Limits
 from cadence.draws import Draws
 from cadence.interruption import SIGNALS, Interruption
-from cadence.objectives import Objective
+from cadence.objectives import HALF, Objective, items_in
 from cadence.partition import GathersWindows, Now, PlannedWindow, as_planned, own_windows
 from cadence.redaction import in_one_line
 from cadence.shares import Balance, Plan, Share
@@ -252,7 +252,11 @@ class Joined:
 
     def meet(self, window: Sequence[Batch], objective: Objective, stop: bool) -> Whole:
         """Count a window with all processes, before it is run."""
-        counts = sum(map(objective.items, window)), samples_in(window), len(window)
+        counts = (
+            sum(items_in(objective, batch) for batch in window),
+            samples_in(window),
+            len(window),
+        )
         started = perf_counter()
         whole, seconds = self._exchange(counts, stop)
         self._met_at = perf_counter()

@@ -6,6 +6,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from cadence.accumulation import wide
 from cadence.allocator import give_back
 from cadence.batch import Batch, moved, sample_count
-from cadence.objectives import Objective, ReportsTotals
+from cadence.objectives import Objective, ReportsTotals, items_in
+from cadence.recovery import MemoryLimit, in_parts
 
 T = TypeVar("T")
 
@@ -25,6 +27,9 @@ WARM_UP_SHARE = 0.1
 """The first windows left out of the throughput, as a share of all; at least one of several."""
 
 MIB = 2**20
+
+STATUS = Path("/proc/self/status")
+"""What Linux tells of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +296,7 @@ def evaluate(
     minibatches: Iterable[Batch],
     device: torch.device,
     autocast: torch.dtype | None = None,
+    limit: MemoryLimit | None = None,
 ) -> Evaluation:
     """Return a model's means over all items of some mini-batches, in evaluation mode.
 
@@ -302,25 +308,30 @@ def evaluate(
         minibatches: The held-out data, read once.
         device: Where to compute.
         autocast: As in `cadence.accumulate`.
+        limit: What is known to fit into memory; a mini-batch that does not is evaluated in parts,
+            and the limit learns from it. None = nothing is known yet.
 
     Raises:
         ValueError: There is no mini-batch.
+        DoesNotFitError: Not even one sample fits into memory.
     """
     start = perf_counter()
+    limit = limit or MemoryLimit()
     training = [module for module in model.modules() if module.training]
     sums: dict[str, Tensor] = {}
     samples = items = 0
+    totals_of = partial(_totals, objective, model, device)
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, autocast, autocast is not None):
+        # Not inference_mode: what a model keeps of a forward, such as a state or a cache, could be
+        # used in no later training.
+        with torch.no_grad(), torch.autocast(device.type, autocast, autocast is not None):
             for batch in minibatches:
                 samples += sample_count(batch)
-                batch_items = objective.items(batch)
-                if batch_items == 0:
-                    continue
-                items += batch_items
-                for name, total in _totals(objective, model, moved(batch, device)).items():
-                    sums[name] = sums.get(name, 0) + wide(total)
+                items += items_in(objective, batch)
+                for totals in in_parts(totals_of, batch, limit):
+                    for name, total in totals.items():
+                        sums[name] = sums.get(name, 0) + wide(total)
     finally:
         for module in training:
             module.training = True
@@ -334,17 +345,22 @@ def evaluate(
     return Evaluation(loss, means, samples, items, perf_counter() - start)
 
 
-def _totals(objective: Objective, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def _totals(
+    objective: Objective, model: nn.Module, device: torch.device, batch: Batch
+) -> dict[str, Tensor]:
     """Ask for an objective's totals; one that only has ``items`` and ``total_loss`` will do."""
+    if items_in(objective, batch) == 0:
+        return {}
+    batch = moved(batch, device)
     if isinstance(objective, ReportsTotals):
         return objective.totals(model, batch)
     return {"loss": objective.total_loss(model, batch)}
 
 
 def _peak_resident_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+    if STATUS.exists():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):  # which some sandboxes' kernels do not tell
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -10,6 +10,7 @@ any splitting into micro-batches; give such an objective ``couples_samples = Tru
 
 import math
 from collections.abc import Callable, Mapping
+from operator import index
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +19,8 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from cadence.batch import Batch, sample_count, tensors
+
+HALF = (torch.bfloat16, torch.float16)
 
 IGNORED = -100
 """The target that marks an item as absent, as in torch.nn.functional.cross_entropy."""
@@ -44,6 +47,22 @@ class ReportsTotals(Protocol):
 
     def totals(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Return what evaluation reports, each summed over items; ``loss`` is among it."""
+
+
+def items_in(objective: Objective, batch: Batch) -> int:
+    """Return the items that an objective counts in a mini-batch, as a Python number.
+
+    Raises:
+        TypeError: It gave something else than a whole number.
+    """
+    found = objective.items(batch)
+    try:
+        return index(found)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(objective).__name__}.items gave {found!r}; it must return a whole number, such "
+            "as int((targets != -100).sum())"
+        ) from error
 
 
 class Classification:
@@ -227,5 +246,8 @@ def _count(targets: Num[Tensor, "..."], ignored: int) -> int:
     return int(torch.count_nonzero(targets != ignored))
 
 
-def _at_least_float32(outputs: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return outputs if outputs.dtype in (torch.float32, torch.float64) else outputs.float()
+def _at_least_float32(outputs: Any) -> Any:
+    """Return outputs in float32 where they are in half precision; else as they are."""
+    if isinstance(outputs, Tensor) and outputs.dtype in HALF:
+        return outputs.float()
+    return outputs

@@ -3,7 +3,7 @@ what must stay together.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from cadence.batch import Batch, sample_count, samples_in
 from cadence.coupling import check_boundaries, coupling
 from cadence.noise import is_measured
 from cadence.objectives import Objective
-from cadence.recovery import FittingAccumulator, MemoryLimit, split_to_fit
+from cadence.recovery import FittingAccumulator, MemoryLimit
 from cadence.tuning import Auto, Tuner
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,9 @@ class Passes:
         self._is_auto = microbatch_size == "auto"
         self._allow_batch_coupling = allow_batch_coupling
         self._autocast, self._scaler = autocast, scaler
-        self._limit = MemoryLimit()
-        self._tuner = Tuner(microbatch_size, threads, self._limit)
+        self.limit = MemoryLimit()
+        """What is known to fit into memory."""
+        self._tuner = Tuner(microbatch_size, threads, self.limit)
         self._coupled_by: str | None = None
         self._is_told = self._is_first = False
 
@@ -87,11 +88,11 @@ class Passes:
                 self._coupled_by,
             )
             self._tuner.keep_minibatches()
-        self._accumulate_as_told = Accumulator(
+        accumulate = Accumulator(
             model, objective, autocast=self._autocast, scaler=self._scaler, summed=summed
         )
         self._accumulate = FittingAccumulator(
-            self._accumulate_as_told, model, self._limit, splits=self._coupled_by is None
+            accumulate, model, self.limit, splits=self._coupled_by is None
         )
 
     def __call__(
@@ -116,7 +117,7 @@ class Passes:
         """
         self._is_told = False
         if samples_in(window) == 0:  # there is nothing to choose for
-            return self._accumulate_as_told(window, items=items)
+            return self._accumulate(window, None, items=items)
         is_first, self._is_first = self._is_first, False
         size = self._tuner.choose(window, step_size).microbatch_size
         if self._coupled_by is not None and size is not None:
@@ -130,6 +131,10 @@ class Passes:
         self.microbatch_size = self._accumulate.size
         return accumulated
 
+    def put_buffers_back(self) -> None:
+        """Let the model's buffers be as before the last window, whose update was refused."""
+        self._accumulate.put_buffers_back()
+
     @property
     def is_searching(self) -> bool:
         """Whether the fastest setting for windows like the last is still being looked for."""
@@ -142,7 +147,7 @@ class Passes:
         time.
         """
         if self._is_told:
-            self._tuner.took(seconds, samples, self.microbatch_size)
+            self._tuner.took(seconds, samples)
 
     def _is_measured(self, window: Sequence[Batch], size: int | None, windows_before: int) -> bool:
         # Several processes measure the same windows, each with at least one part to add.
@@ -159,10 +164,6 @@ class Passes:
                 self._coupled_by or "it is one sample",
             )
         return False
-
-    def fitting(self, minibatches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield held-out mini-batches, split where one is larger than what is known to fit."""
-        return split_to_fit(minibatches, self._limit)
 
 
 def _in_one_pass(window: Sequence[Batch], size: int | None) -> bool:

@@ -6,26 +6,32 @@ The window contract makes this possible: its gradient does not depend on the mic
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cadence.accumulation import Accumulated, Accumulator
 from cadence.batch import Batch, elements_per_sample, rebatched, sample_count, samples_in
+from cadence.objectives import items_in
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 _REFUSALS = (
     "DefaultCPUAllocator: can't allocate memory",
     "std::bad_alloc",
-    "could not create a primitive",  # oneDNN's, which names no reason: most often this one
+    r"could not create a primitive(?! descriptor)",  # oneDNN's, without a reason: most often this
     "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
 )
-"""What torch's messages of an allocation that failed hold."""
+"""Patterns of torch's messages of an allocation that failed."""
 
 _BYTES = re.compile(r"(\d+) bytes|allocate ([\d.]+ [KMGT]iB)")
 
@@ -38,7 +44,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an allocation failed, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
+    return isinstance(error, RuntimeError) and any(
+        re.search(refusal, str(error)) for refusal in _REFUSALS
+    )
 
 
 class MemoryLimit:
@@ -50,6 +58,8 @@ class MemoryLimit:
 
     def __init__(self) -> None:
         self._elements: int | None = None
+        self.refusals = 0
+        """How often something did not fit."""
 
     def within(self, minibatches: Sequence[Batch], size: int | None) -> int | None:
         """Return a micro-batch size that may fit: ``size`` itself, or the largest allowed.
@@ -96,6 +106,7 @@ class MemoryLimit:
                 f"into memory{what}{cannot}; try a smaller model, shorter inputs, "
                 f"{'' if splits else 'a smaller data.batch_size, '}or device.precision=bf16"
             )
+        self.refusals += 1
         half = samples // 2
         self._elements = half * elements_per_sample(minibatches)
         log.warning(
@@ -150,6 +161,9 @@ class FittingAccumulator:
         Raises:
             DoesNotFitError: Not even one sample fits.
         """
+        if samples_in(window) == 0:
+            self._undo.forget()
+            return self._accumulate(window, items=items)
         while True:
             self.size = self._limit.within(window, size)
             self._undo.mark()
@@ -160,36 +174,60 @@ class FittingAccumulator:
                     raise
                 refused = str(error)
             else:
-                self._undo.keep()
+                counted = partial(items_in, self._accumulate.objective)
+                if not self._undo.is_sifted and any(map(counted, window)):
+                    self._undo.sift()
                 return accumulated
             # Only here has the error let go of the failed pass and its tensors.
             self._undo.back()
             self._limit.lower(window, self.size, refused, self._splits)
 
+    def put_buffers_back(self) -> None:
+        """Let the model's buffers be as they were before the last window."""
+        self._undo.buffers_back()
 
-def split_to_fit(minibatches: Iterable[Batch], limit: MemoryLimit) -> Iterator[Batch]:
-    """Yield mini-batches, split where one is larger than what is known to fit."""
-    for batch in minibatches:
+
+def in_parts(run: Callable[[Batch], T], batch: Batch, limit: MemoryLimit) -> list[T]:
+    """Return what a function returns of a mini-batch, or of parts of it that fit into memory.
+
+    Args:
+        run: What leaves nothing behind where it fails, such as a forward for evaluation.
+        batch: The mini-batch.
+        limit: What is known to fit; it learns from what does not.
+
+    Raises:
+        DoesNotFitError: Not even one sample fits.
+    """
+    while True:
         size = limit.within((batch,), None)
-        if size is None:
-            yield batch
-        else:
-            yield from rebatched((batch,), size)
+        try:
+            return [run(part) for part in ((batch,) if size is None else rebatched((batch,), size))]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            refused = str(error)
+        limit.lower((batch,), size, refused)
 
 
 class _Undo:
     """What a window changes before its update, so that it can be changed back.
 
-    Only buffers that the first window wrote to, and numpy's and Python's random states only if it
-    drew from them, are copied for the ones after it.
+    Only buffers that the first window wrote to or replaced, and numpy's and Python's random states
+    only if it drew from them, are copied for the ones after it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = list(model.parameters())
-        device = self._parameters[0].device if self._parameters else torch.device("cpu")
-        self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-        self._buffers = list(model.buffers())
-        self._is_sifted = False
+        self._device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        self._accelerator = (
+            None if self._device.type == "cpu" else torch.get_device_module(self._device)
+        )
+        self._slots = [
+            (module._buffers, name) for module in model.modules() for name in module._buffers
+        ]
+        self._copies: list[_Copy] = []
+        self.is_sifted = False
+        """Whether it is known which buffers and random states a window changes."""
         self._draws_elsewhere = True
 
     def mark(self) -> None:
@@ -197,17 +235,20 @@ class _Undo:
         if self._draws_elsewhere:
             self._elsewhere = random.getstate(), np.random.get_state()
         if self._accelerator is not None:
-            self._accelerator_random = self._accelerator.get_rng_state()
-        self._copies = [(buffer, buffer.clone(), buffer._version) for buffer in self._buffers]
+            self._accelerator_random = self._accelerator.get_rng_state(self._device)
+        self._copies = [_Copy(buffers, name) for buffers, name in self._slots]
 
-    def keep(self) -> None:
-        if not self._is_sifted:
-            self._buffers = [buffer for buffer, _, was in self._copies if buffer._version != was]
-            pythons, numpys = self._elsewhere
-            self._draws_elsewhere = pythons != random.getstate() or not _are_alike(
-                numpys, np.random.get_state()
-            )
-            self._is_sifted = True
+    def sift(self) -> None:
+        """Find out what the window since the mark has changed, as those after it will."""
+        self._slots = [(copy.buffers, copy.name) for copy in self._copies if copy.is_changed()]
+        pythons, numpys = self._elsewhere
+        self._draws_elsewhere = pythons != random.getstate() or not _are_alike(
+            numpys, np.random.get_state()
+        )
+        self.is_sifted = True
+
+    def forget(self) -> None:
+        self._copies = []
 
     def back(self) -> None:
         torch.set_rng_state(self._random)
@@ -215,13 +256,41 @@ class _Undo:
             random.setstate(self._elsewhere[0])
             np.random.set_state(self._elsewhere[1])
         if self._accelerator is not None:
-            self._accelerator.set_rng_state(self._accelerator_random)
+            self._accelerator.set_rng_state(self._accelerator_random, self._device)
             self._accelerator.empty_cache()
-        with torch.no_grad():
-            for buffer, copy, _ in self._copies:
-                buffer.copy_(copy)
+        self.buffers_back()
         for parameter in self._parameters:
             parameter.grad = None
+
+    def buffers_back(self) -> None:
+        for copy in self._copies:
+            copy.back()
+
+
+class _Copy:
+    """A buffer of a module as it was: which tensor, its numbers and its version."""
+
+    def __init__(self, buffers: dict[str, Tensor | None], name: str) -> None:
+        self.buffers, self.name = buffers, name
+        self._buffer = buffers[name]
+        self._was = None if self._buffer is None else (self._buffer.clone(), self._buffer._version)
+
+    def is_changed(self) -> bool:
+        if self._buffer is not self.buffers[self.name]:
+            return True
+        if self._buffer is None or self._was is None:
+            return False
+        numbers, version = self._was
+        return self._buffer._version != version or not torch.equal(self._buffer, numbers)
+
+    def back(self) -> None:
+        self.buffers[self.name] = self._buffer
+        if self._buffer is None or self._was is None:
+            return
+        numbers, _ = self._was
+        if not torch.equal(self._buffer, numbers):  # an expanded one, which takes no copy, is
+            with torch.no_grad():
+                self._buffer.copy_(numbers)
 
 
 def _are_alike(one: Any, other: Any) -> bool:

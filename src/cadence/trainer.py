@@ -107,6 +107,7 @@ class Trainer:
         self._restored: State | None = None
         self._random_of_epoch = random_states()
         self._cut_off: Clock | None = None  # where a limit ended the last epoch before its end
+        self._check_optimizer()
         self._update = Update(
             optimizer,
             schedule=schedule or constant(),
@@ -115,6 +116,17 @@ class Trainer:
             step_size=sum(self.step_sizes),
             scaling=scaling,
         )
+
+    def _check_optimizer(self) -> None:
+        owned = {id(parameter) for parameter in self.model.parameters()}
+        updated = [one for group in self.optimizer.param_groups for one in group["params"]]
+        foreign = sum(id(parameter) not in owned for parameter in updated)
+        if foreign:
+            raise ValueError(
+                f"the optimizer updates what is not the model's ({foreign} of {len(updated)} "
+                "tensors), and neither a checkpoint nor another process would have it; make it "
+                "parameters of the model"
+            )
 
     @property
     def step_size(self) -> int:
@@ -215,6 +227,8 @@ class Trainer:
                 )
                 record.computed(self._processes.waited)
                 outcome = self._update.apply(accumulated, self.clock, whole.samples)
+                if not outcome.applied:
+                    self._passes.put_buffers_back()
                 if self._noise is not None and outcome.applied:
                     self._noise.window(accumulated.items, outcome.grad_norm, accumulated.parts)
                 before = self.clock
@@ -341,8 +355,8 @@ class Trainer:
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
         """Return the model's means over all items of some mini-batches; see `cadence.measure`."""
-        fitting = self._passes.fitting(minibatches)
-        return evaluate(self.model, self.objective, fitting, self.device, self._autocast)
+        limit = self._passes.limit
+        return evaluate(self.model, self.objective, minibatches, self.device, self._autocast, limit)
 
     def _evaluate(self, val_loader: Iterable[Batch] | None, record: Record) -> None:
         if self._processes.rank > 0 or val_loader is None:

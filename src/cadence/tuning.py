@@ -81,16 +81,16 @@ class Tuner:
             threads if isinstance(threads, int) else torch.get_num_threads(),
         )
         self._chosen: dict[Hashable, Setting] = {}
-        self._search: Search | None = None
-        self._searched: Hashable = None
-        self._turn_seconds, self._turn_samples = 0.0, 0
+        self._trials: dict[Hashable, _Trial | None] = {}  # None = to begin anew
+        self._condition: Hashable = None
+        self._trial: _Trial | None = None
         self.setting = self._start
         """What the last window was run with, or the first will be."""
 
     @property
     def is_searching(self) -> bool:
-        """Whether the last window was one of a search that has not ended."""
-        return self._search is not None
+        """Whether what suits windows like the last is still being looked for."""
+        return self._condition in self._trials
 
     def keep_minibatches(self) -> None:
         """Try no other micro-batch size than one mini-batch."""
@@ -103,53 +103,40 @@ class Tuner:
             window: The mini-batches of one update.
             step_size: Mini-batches per update; a window of fewer tells nothing of the others.
         """
+        self._refusals = self._limit.refusals
         self.setting = self._next(window, step_size)
         if torch.get_num_threads() != self.setting.threads:
             torch.set_num_threads(self.setting.threads)
         return self.setting
 
-    def took(self, seconds: float, samples: int, used: int | None) -> None:
+    def took(self, seconds: float, samples: int) -> None:
         """Learn from the window that was last chosen for.
 
         Args:
             seconds: The time it took, update included.
             samples: The samples in it.
-            used: The micro-batch size it ended with; another than the chosen one did not fit.
         """
-        if self._search is None or not self._was_tried:
-            return
-        if used != self.setting.microbatch_size:
-            self._search = None  # what fits has changed: begin anew
-            return
-        self._turn_seconds += seconds
-        self._turn_samples += samples
-        if self._turn_seconds < TURN_SECONDS:
-            return
-        taken = self._turn_seconds / self._turn_samples
-        self._turn_seconds, self._turn_samples = 0.0, 0
-        try:
-            self._tried = self._search.send(taken)
-        except StopIteration as end:
-            self._chosen[self._searched] = end.value
-            self._search = None
-            log.info("auto: %s is the fastest", end.value)
+        if self._limit.refusals != self._refusals:
+            self._trials = dict.fromkeys(self._trials)  # what fits has changed
+        elif self._trial is not None and (found := self._trial.took(seconds, samples)) is not None:
+            self._chosen[self._condition] = found
+            del self._trials[self._condition]
+            self._trial = None
+            log.info("auto: %s is the fastest", found)
 
     def _next(self, window: Sequence[Batch], step_size: int) -> Setting:
-        self._was_tried = False
+        self._trial = None
         if not (self._tunes_size or self._tunes_threads):
             return self._start
-        condition = step_size, elements_per_sample(window).bit_length()
-        if condition in self._chosen:
-            return self._chosen[condition]
+        # Inputs of other lengths may come in turns: each search goes on where it was left.
+        self._condition = step_size, elements_per_sample(window).bit_length()
+        if self._condition in self._chosen:
+            return self._chosen[self._condition]
         if len(window) < step_size:
             return self._start
-        if self._search is None or condition != self._searched:
-            self._searched = condition
-            self._turn_seconds, self._turn_samples = 0.0, 0
-            self._search = self._searching(window)
-            self._tried = next(self._search)
-        self._was_tried = True
-        return self._tried
+        self._trial = self._trials.get(self._condition) or _Trial(self._searching(window))
+        self._trials[self._condition] = self._trial
+        return self._trial.setting
 
     def _searching(self, window: Sequence[Batch]) -> Search:
         best = self._start
@@ -168,6 +155,31 @@ class Tuner:
 
     def _fits(self, window: Sequence[Batch], size: int) -> bool:
         return self._limit.within(window, size) == size
+
+
+class _Trial:
+    """A search under way, and the turn of the setting that it is trying."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._seconds, self._samples = 0.0, 0
+        self.setting = next(search)
+        """What it is trying."""
+
+    def took(self, seconds: float, samples: int) -> Setting | None:
+        """Learn what a window took; return the fastest setting once it is found."""
+        self._seconds += seconds
+        self._samples += samples
+        if self._seconds < TURN_SECONDS:
+            return None
+        taken = self._seconds / self._samples
+        self._seconds, self._samples = 0.0, 0
+        try:
+            self.setting = self._search.send(taken)
+        except StopIteration as end:
+            found: Setting = end.value
+            return found
+        return None
 
 
 def _fastest(base: Setting, ladders: Iterable[Sequence[Setting]], settle: int) -> Search:
