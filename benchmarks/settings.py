@@ -49,7 +49,7 @@ class Question:
 
 
 def channels_last(model: nn.Module) -> None:
-    """Lay a model's images out channel by channel."""
+    """Lay a model's images out pixel by pixel, the channels last."""
     model.to(memory_format=torch.channels_last)
 
 

@@ -46,7 +46,8 @@ FREE = (
     "device.compile",
     "data.workers",
 )
-"""Keys that may differ from those the run began with; each change is said."""
+"""Keys that may differ from those the run began with; each change but that of resume and track.* is
+said."""
 
 
 def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:

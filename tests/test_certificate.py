@@ -789,7 +789,7 @@ def test_the_command_line_prints_a_pass_and_leaves_nothing_behind(
         "group  precision  relative error  tolerance  worst parameter  microbatch_size",
     ]
     assert re.fullmatch(r"0      float64    #\s+#\s+[13]\.(weight|bias)\s+(\d+|null)", lines[4])
-    assert lines[6:] == ["", "PASS     every split has the same gradient, up to rounding"]
+    assert lines[6:] == ["", "PASS     every split compared has the same gradient, up to rounding"]
     assert list(tmp_path.iterdir()) == []
 
 

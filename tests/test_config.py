@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
 from cadence import windows
-from cadence.schema import SCHEMAS, Config
+from cadence.schema import SCHEMAS, Config, SweepConfig
 
 CONF = ROOT / "conf"
 PATHS = {"text": "data.path=a.txt", "arrays": "data.path=a.npz"}
@@ -81,7 +81,7 @@ def test_no_device_changes_the_default_step_size(device: str) -> None:
 def test_every_setting_states_its_unit() -> None:
     without = [
         f"{name}.{field.name}"
-        for name, schema in SCHEMAS.items()
+        for name, schema in {**SCHEMAS, "sweep": SweepConfig}.items()
         for field in dataclasses.fields(schema)
         if not field.metadata and field.name not in {"_target_", "objective"}
     ]

@@ -825,6 +825,7 @@ def test_time_is_equal_where_nothing_else_ends_a_trial(
         ),
         ({"scaling.name": "none"}, "none"),  # lr is searched
         ({"scaling.name": "linear", "scaling.reference": 32.0}, "linear from 32 items per update"),
+        ({"scaling.name": "sqrt"}, "sqrt from the effective batch at step_size 2"),
     ],
 )
 def test_the_scaling_of_lr_is_told(fixed: dict[str, Any], said: str) -> None:

@@ -15,7 +15,7 @@ LARGEST = 64
 """The largest step_size that is looked at."""
 
 MAREK = "Marek et al. 2025, arXiv 2507.07101"
-"""On when small batches without accumulation are as good: where updates cost little."""
+"""On when small mini-batches without accumulation are as good: where updates cost little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def advice_markdown(advice: Advice) -> str:
 LEGEND = (
     "step_size is the number of mini-batches per update. In brackets, intervals. Memory with ~ was "
     "not measured: it lies on the line through what was. Times to the same loss hold for a "
-    "learning rate that follows the batch (scaling=sqrt)."
+    "learning rate that follows the effective batch (scaling=sqrt)."
 )
 
 

@@ -209,7 +209,7 @@ def print_certificate(certificate: Certificate, console: Console) -> None:
         table.add_row(*map(Text, (worst.group, worst.precision, *numbers, worst.parameter, size)))
     lines = [f"note     {note}" for note in certificate.notes]
     lines.append(
-        "PASS     every split has the same gradient, up to rounding"
+        "PASS     every split compared has the same gradient, up to rounding"
         if certificate.passed
         else "FAIL     the gradient depends on how the window is split into micro-batches"
     )

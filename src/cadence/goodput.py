@@ -14,11 +14,12 @@ al., OSDI 2021), where with B items in a mini-batch and a window of ``base + k s
 Its inverse is ``base n / k + (base B + slope n) + slope B k``: a part that falls with k, one that
 does not care, and one that rises. The sum is least where the first and the last are equal:
 
-    k* = sqrt(n / B * base / slope)  =  sqrt(noise / batch * (t_update + t_sync) / t_compute)
+    k* = sqrt(n / B * base / slope)
 
-It grows only with the root of either, and close to it goodput hardly changes: `flat_region`.
-It holds for updates whose learning rate suits their batch, and for the noise scale of the moment,
-which grows while a model learns.
+where base / slope is (t_update + t_sync) / t_compute if the mini-batches of a window all cost the
+same. It grows only with the root of either, and close to it goodput hardly changes: `flat_region`.
+It holds for updates whose learning rate suits their effective batch, and for the noise scale of the
+moment, which grows while a model learns.
 """
 
 import math

@@ -106,8 +106,9 @@ class Ledger:
             conditions["lr scaling"] = "none" + is_same * " (the same lr at every effective batch)"
         elif rule is not None:
             reference = self.fixed.get("scaling.reference")
-            batch = "the batch at step_size 2" if reference is None else f"{reference:g} items"
-            conditions["lr scaling"] = f"{rule} from {batch} per update"
+            start = "the effective batch at step_size 2"
+            start = start if reference is None else f"{reference:g} items per update"
+            conditions["lr scaling"] = f"{rule} from {start}"
         named = [key for key in CONDITIONS if self.fixed.get(key) is not None]
         conditions |= {key: str(self.fixed[key]) for key in named}
         replicates = {trial.user_attrs.get("replicate", 0) for trial in self.compared()}

@@ -73,7 +73,7 @@ class DeviceConfig:
     name: str = setting("auto, cpu, cuda, cuda:1, mps")
     precision: str = setting("arithmetic", choices=("fp32", "bf16", "fp16"))
     compile: bool = setting("whether torch.compile translates the model")
-    channels_last: bool = setting("whether images lie in memory channel by channel")
+    channels_last: bool = setting("whether images lie in memory pixel by pixel, the channels last")
     threads: Any = setting(
         "threads of an operation", at_least=1, null="torch's choice", auto="the fastest"
     )
@@ -224,7 +224,9 @@ class TrackConfig:
     uri: str = setting("MLflow tracking URI")
     experiment: str = setting("MLflow experiment")
     every: int | None = setting(
-        "samples between logged points of train/*", at_least=1, null="a hundredth of the run"
+        "samples between logged points of train/*",
+        at_least=1,
+        null="a hundredth of the run, or a tenth of an epoch where only time ends it",
     )
     run_id: str | None = setting("MLflow run to take over", null="a new one")
     offline: bool = setting("whether MLflow is left alone until python -m src.sync delivers")
@@ -289,7 +291,6 @@ SCHEMAS: dict[str, type] = {
     "scaling": ScalingConfig,
     "track": TrackConfig,
     "distributed": DistributedConfig,
-    "sweep": SweepConfig,
 }
 """The schemas by the name that conf/ gives them: `/schema/NAME@_here_`."""
 

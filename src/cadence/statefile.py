@@ -4,7 +4,7 @@ The format is torch's own, with a checksum behind it, read by ``weights_only``: 
 builds tensors and plain values and refuses all else, so that a checkpoint is data and never code.
 Anyone can open one with ``torch.load``. safetensors would be as safe, but it holds tensors alone:
 an optimizer's nested state, its groups and the clock would have to be flattened and put back, for
-no gain in time. With the GPT of pydocs_gpt under AdamW (0.9 M parameters, 10 MB), torch's file
+no gain in time. With the GPT of pydocs_gpt under AdamW (0.84 M parameters, 10 MB), torch's file
 takes 16 to 24 ms to write and sync and safetensors' 17 to 33 ms; on one thread of a 2-core x86-64
 virtual machine, torch 2.13.0, safetensors 0.8.0, medians of 20. torch does not notice damage (of
 300 single flipped bits it let 293 pass), hence the checksum.

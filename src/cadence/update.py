@@ -162,8 +162,8 @@ class Update:
             self._scaler.step(self.optimizer)
 
     def _zero(self) -> None:
-        # What optimizer.zero_grad() does, without the profiler's hooks around it (5 of the 190
-        # microseconds that a window of the digits MLP takes).
+        # What optimizer.zero_grad() does, without the profiler's hooks around it (5 microseconds of
+        # each window of the digits MLP).
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -15,7 +15,8 @@ from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
 class CadenceSweeperConf(OptunaSweeperConf):
     """The official Optuna sweeper's options, with the values that every sweep of cadence shares.
 
-    ``n_trials`` is the total, sessions together; ``max_failure_rate`` is its share.
+    ``n_trials`` is the total, sessions together; a sweep stops when more than the share
+    ``max_failure_rate`` of its trials have failed.
     """
 
     _target_: str = "hydra_plugins.cadence_sweeper.sweeper.CadenceSweeper"
