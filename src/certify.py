@@ -44,7 +44,6 @@ def _certify(cfg: DictConfig) -> bool:
     from cadence.window import windows
 
     trainer, size = run.trainer, settings.trainer.microbatch_size
-    trainer.model.train()
     certificate = certify(
         trainer.model,
         trainer.objective,

@@ -304,7 +304,9 @@ def errors(processes: Joined) -> list[str]:
         processes.sum(torch.tensor(0.0), {})
     with pytest.raises(ValueError, match="model") as another:
         processes.begin(nn.Linear(2, 1 + processes.rank))
-    return [str(sparse.value), str(another.value)]
+    with pytest.raises(ValueError, match="SyncBatchNorm") as waiting:
+        processes.begin(nn.SyncBatchNorm(2))
+    return [str(sparse.value), str(another.value), str(waiting.value)]
 
 
 def noise_scale(step_sizes: tuple[int, ...], processes: Joined | None) -> tuple[float, ...]:

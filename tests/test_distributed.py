@@ -143,7 +143,7 @@ def test_gradients_of_half_precision_weights_are_summed_in_float32(further: list
         assert found["half"]["wide"].tolist() == [[256.75, 256.75]]  # bfloat16 would give 256
 
 
-def test_a_parameter_with_a_sparse_gradient_and_another_model_are_refused(
+def test_models_that_several_processes_cannot_train_together_are_refused(
     further: list[Any],
 ) -> None:
     for found in further:
@@ -152,6 +152,8 @@ def test_a_parameter_with_a_sparse_gradient_and_another_model_are_refused(
             "sparse=False in its Embedding layers, or distributed=none",
             "the model differs between the 2 processes; start all of them by the same command, "
             "with the same code and data",
+            "model: SyncBatchNorm waits for the other processes in each forward, and they may have "
+            "more or fewer of them; use BatchNorm, or GroupNorm",
         ]
 
 

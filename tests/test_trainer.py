@@ -851,3 +851,25 @@ def test_an_optimizer_of_what_is_not_the_models_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"^the optimizer updates what is not .* \(1 of 3 ten"):
         Trainer(model, optimizer, Regression(), device="cpu")
+
+
+def test_a_part_of_the_model_that_is_in_evaluation_mode_stays_in_it() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+    model[0].eval()
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.1), Regression(), 2, "cpu",
+                      microbatch_size=3)  # fmt: skip
+    data = cut(regression_pair(8), [4, 4])
+
+    trainer.fit(data, data, epochs=1)
+
+    assert [module.training for module in model] == [False, True]
+    assert torch.equal(model[0].running_mean, torch.zeros(3).double())
+
+
+def test_a_model_left_in_evaluation_mode_is_trained_in_training_mode() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 1)).double().eval()
+    trainer = Trainer(model, SGD(model.parameters(), lr=0.1), Regression(), 2, "cpu")
+
+    trainer.fit(cut(regression_pair(8), [4, 4]), epochs=1)
+
+    assert all(module.training for module in model.modules())

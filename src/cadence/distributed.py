@@ -185,16 +185,22 @@ class Joined:
         """Start from process 0's parameters and buffers.
 
         Raises:
-            ValueError: The processes have different models.
+            ValueError: The processes have different models, or one whose forward waits for others.
             LostError: A process is lost.
         """
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            raise ValueError(
+                "model: SyncBatchNorm waits for the other processes in each forward, and they may "
+                "have more or fewer of them; use BatchNorm, or GroupNorm"
+            )
         tensors = [*model.parameters(), *model.buffers()]
         self.check_same("the model", repr([(tensor.shape, tensor.dtype) for tensor in tensors]))
         with torch.no_grad(), _lost():
             for tensor in tensors:
                 first = tensor.detach().contiguous()
                 dist.broadcast(first, 0)
-                tensor.copy_(first)
+                if not torch.equal(tensor, first):  # an expanded buffer takes no copy
+                    tensor.copy_(first)
         self._buckets = _Buckets([each for each in model.parameters() if each.requires_grad])
 
     def check_same(self, what: str, text: str) -> None:

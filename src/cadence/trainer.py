@@ -161,7 +161,9 @@ class Trainer:
     ) -> Fitted:
         """Train until the first limit is reached, then evaluate.
 
-        A later call goes on: samples, schedule and shuffling continue from ``self.clock``.
+        A later call goes on: samples, schedule and shuffling continue from ``self.clock``. A model
+        in evaluation mode is put in training mode; one in training mode keeps the parts of it that
+        are not, such as a BatchNorm that is to stay as it was.
 
         Args:
             train_loader: Yields the mini-batches of an epoch each time it is iterated. Where it,
@@ -198,7 +200,8 @@ class Trainer:
         self._record = record = Record(self.device, observers, self._memory, self._noise)
         self._restore_record()
         _warn_of_short_epochs(train_loader, self._plan.window)
-        self.model.train()
+        if not self.model.training:  # else it keeps parts that its owner froze by eval()
+            self.model.train()
         self._processes.begin(self.model)
         measured = self._update.parameters if self._noise else ()
         self._passes.begin(
