@@ -93,6 +93,9 @@ BEGAN = {
     "distributed.step_sizes": None,
     WINDOW: 4,
 }
+ALONE = {**BEGAN, "trainer.step_size": 4, "distributed.processes": 1}
+AUTO = {**BEGAN, "distributed.step_sizes": "auto"}
+UNEVEN = {**BEGAN, "distributed.step_sizes": [4, 2], WINDOW: 6}
 
 
 @pytest.mark.parametrize(
@@ -107,12 +110,17 @@ BEGAN = {
         ([], 3, {**BEGAN, "distributed.processes": 3}, (2, 1, 1)),
         (["trainer.step_size=3"], 3, BEGAN, (3, 3, 3)),
         (["distributed.step_sizes=[1,2]"], 2, BEGAN, (1, 2)),
-        (
-            ["distributed.step_sizes=[4,2]"],
-            3,
-            {**BEGAN, "distributed.step_sizes": [4, 2], WINDOW: 6},
-            (2, 2, 2),
-        ),
+        (["distributed.step_sizes=[4,2]"], 3, UNEVEN, (2, 2, 2)),
+        (["distributed.step_sizes=[4,2]"], 2, UNEVEN, (4, 2)),
+        (["distributed.step_sizes=[2,4]"], 2, UNEVEN, (2, 4)),
+        (["distributed.step_sizes=auto", "trainer.step_size=4"], 2, ALONE, (2, 2)),
+        (["distributed.step_sizes=auto", "trainer.step_size=3"], 2, ALONE, (3, 3)),
+        ([], 4, AUTO, (1, 1, 1, 1)),
+        (["distributed=none"], 1, AUTO, (4,)),
+        (["distributed.step_sizes=[3,3]"], 2, AUTO, (3, 3)),
+        ([], 2, UNEVEN, (3, 3)),
+        (["distributed.step_sizes=auto"], 2, UNEVEN, (3, 3)),
+        (["distributed=none"], 1, UNEVEN, (6,)),
         ([], 2, {"trainer.step_size": 2}, (1, 1)),  # saved before there were processes
     ],
 )
