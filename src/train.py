@@ -30,6 +30,7 @@ from src.launch import (
     processes_wanted,
     without_a_trace,
 )
+from src.overrides import with_one_schedule
 from src.resume import state_to_go_on_from, take_along, where_a_trial_goes_on, with_resume
 from src.secrecy import with_secrets_in_environment
 from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_look
@@ -172,7 +173,7 @@ def _redact_hydra_files() -> None:
 def main() -> None:
     """Run the command line."""
     with command_line():
-        arguments = with_resume(sys.argv[1:], ROOT / "mlruns" / "runs")
+        arguments = with_one_schedule(with_resume(sys.argv[1:], ROOT / "mlruns" / "runs"))
         sys.argv[1:] = without_a_trace(with_secrets_in_environment(arguments))
         train()
 
