@@ -127,6 +127,34 @@ def test_time_never_falls_with_step_size() -> None:
     assert (flat.ceiling, flat.reaching()) == (math.inf, math.inf)
 
 
+def test_below_the_smallest_a_mini_batch_costs_no_less_than_nothing() -> None:
+    # passes of 0.5, 0.52 and 9 s: the line through the last two is at -50 s at step_size 1, that
+    # from nothing to the first at 0.5 / 8
+    found = fitted(turns(0.1, {8: 0.5, 9: 0.52, 10: 9.0}), 1)
+    steep = fitted(turns(0.1, {8: 0.5, 9: 9.0, 10: 9.1}), 1)
+
+    assert found.shape == steep.shape == "bent"
+    assert found.seconds(1) == pytest.approx(0.1 + 0.36)  # 0.34 s of its own, and 0.02 s for each
+    assert steep.seconds(1) == pytest.approx(0.1 + 0.5 / 8)
+    assert (steep.seconds(8), steep.seconds(9)) == pytest.approx((0.6, 9.1))
+
+
+@given(
+    st.dictionaries(
+        st.integers(1, 10**5),
+        st.builds(Turn, st.floats(1e-6, 1e3), st.floats(0, 1e3)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_every_window_takes_some_time_whatever_was_measured(measured: dict[int, Turn]) -> None:
+    found = fitted(measured, 32)
+
+    for size in {*measured, *SIZES, 10**5}:
+        assert 0 <= found.once <= found.seconds(size) < math.inf
+        assert 0 < found.throughput(size) < math.inf
+
+
 def test_the_median_turn_stands_for_all() -> None:
     rounds = [turns(1.0, {1: 5.0}), turns(3.0, {1: 9.0}), turns(8.0, {1: 6.0})]
 

@@ -12,15 +12,17 @@ which rises with k towards its ceiling B P / t_compute. It reaches the share s o
 
 so 95 % at k = 19 base / slope.
 
-What a window does once is measured by itself, at the smallest step_size. What larger windows take
-beyond it, their passes and an update that finds its state no longer in a cache, is fitted by the
-simplest shape that meets what was measured (`SHAPES`):
+What a window does once is measured by itself: the least that it took at any step_size. What windows
+take beyond it, their passes and an update that finds its state no longer in a cache, is fitted by
+the simplest shape that meets what was measured (`SHAPES`):
 
 - *proportional*: each mini-batch is a forward and backward of its own, and they all cost the same;
 - *straight*: a window also has a price of its own, as where ``microbatch_size=auto`` runs it in one
   pass, whose time does not double with what is in it;
 - *bent*: straight lines between the measured step_sizes, the last one going on, as where a window
-  goes through in one pass up to some size, or no longer fits into a cache.
+  goes through in one pass up to some size, or no longer fits into a cache. The first goes on below
+  the smallest, unless an empty window would take less than nothing: then mini-batches cost the same
+  there.
 
 The line is the one with the least squared relative errors, so that a window counts by its share
 and not by its length, and every step_size's throughput is met as well as every other's.
@@ -177,11 +179,14 @@ def _bent(sizes: np.ndarray, rest: np.ndarray) -> list[Line]:
     slopes = np.maximum(np.diff(rest) / np.diff(sizes), 0)
     bases = rest[1:] - slopes * sizes[1:]
     ends = [*sizes[1:-1].tolist(), math.inf]
-    return list(map(Line, bases.tolist(), slopes.tolist(), ends))
+    lines = list(map(Line, bases.tolist(), slopes.tolist(), ends))
+    if lines[0].base >= 0:
+        return lines
+    return [Line(0.0, float(rest[0] / sizes[0]), float(sizes[0])), *lines]
 
 
 Shape: TypeAlias = Callable[[np.ndarray, np.ndarray], list[Line]]
-"""(step_sizes, seconds but for the update at the smallest) -> lines."""
+"""(step_sizes, seconds beyond what a window does once, above 0) -> lines."""
 
 SHAPES: Mapping[str, Shape] = {
     "proportional": _proportional,
@@ -195,7 +200,7 @@ def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = Non
     """Fit the simplest shape that meets the time of windows.
 
     Args:
-        turns: Of at least one step_size, with seconds above 0.
+        turns: Of at least one step_size, with passes above 0.
         samples: In a mini-batch, summed over processes.
         noise: The relative uncertainty of each step_size's seconds; None = there is none.
     """
@@ -212,8 +217,8 @@ def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = Non
 
 def _of_shape(shape: str, turns: Round, samples: float) -> Model:
     sizes = sorted(turns)
-    once = turns[sizes[0]].once
-    rest = np.array([turns[size].seconds - once for size in sizes])
+    once = min(turn.once for turn in turns.values())
+    rest = np.array([turns[size].passes + (turns[size].once - once) for size in sizes])
     lines = SHAPES[shape](np.array(sizes, dtype=float), rest)
     return Model(
         tuple(line._replace(base=line.base + once) for line in lines), once, samples, shape
