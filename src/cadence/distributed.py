@@ -270,8 +270,7 @@ class Joined:
     ) -> Float[Tensor, " numbers"]:
         """Sum a window's gradients and numbers over all processes, in place of this one's part."""
         assert self._buckets is not None, "begin() comes first"
-        if numbers.is_cuda:  # else the time of its passes would count as waiting
-            torch.cuda.synchronize(numbers.device)
+        _finish(numbers)  # else the time of its passes would count as waiting
         started = perf_counter()
         if self._own_minibatches:
             own = self._loading + started - self._met_at
@@ -412,6 +411,8 @@ class _Buckets:
             sums = [dist.all_reduce(flat, async_op=True) for flat in self._flat]
             for each in sums:
                 each.wait()
+            for flat in self._flat:
+                _finish(flat)  # NCCL's wait lets the stream wait, and returns
         if found:
             torch._foreach_copy_(found, [*compress(self._views, uses)])
         if not all(uses):
@@ -429,6 +430,12 @@ class _Buckets:
                 wide[part.parameter] = part.view.clone()
             else:
                 part.parameter.grad = torch.empty_like(part.parameter).copy_(part.view)
+
+
+def _finish(tensor: Tensor) -> None:
+    """Wait until all is computed that was begun on a tensor's device."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
 
 
 def _cut(
