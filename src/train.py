@@ -24,6 +24,7 @@ from src.errors import command_line, errors_in_one_line, logged_with_traceback
 from src.fit import fit, fit_and_keep, kept_config, log_model
 from src.launch import (
     check_device,
+    check_same_run,
     is_launched,
     joined_processes,
     launched,
@@ -114,6 +115,7 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
         run = build(settings, processes, step_sizes)
         if state is not None:
             run.trainer.restore(state)
+        check_same_run(processes, run)
         if processes.rank > 0:
             return _train_beside(settings, run, processes)
         return _train_and_tell(cfg, settings, run, state, processes, kept)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,10 +15,12 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from cadence import Trainer
+from cadence.clock import Clock
 from cadence.data import TensorData, loader
 from cadence.distributed import Joined, joined
 from cadence.objectives import Classification, Regression
 from cadence.shares import Balance
+from src.launch import check_same_run
 
 SAID = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
 
@@ -208,6 +211,7 @@ def further_cases(processes: Joined, folder: Path) -> None:
         "loaders": other_loaders(processes),
         "half": half_precision(processes),
         "errors": errors(processes),
+        "other runs": other_runs(processes),
         "shared anew": shared_anew(processes),
         "noise scale": noise_scale((3, 1), processes),
     }
@@ -305,6 +309,19 @@ def errors(processes: Joined) -> list[str]:
     with pytest.raises(ValueError, match="model") as another:
         processes.begin(nn.Linear(2, 1 + processes.rank))
     return [str(sparse.value), str(another.value)]
+
+
+def other_runs(processes: Joined) -> list[str]:
+    """Return the errors where one process goes on from elsewhere, or has other data."""
+    own, said = processes.rank, []
+    for samples, clock in ((60, Clock()), (60, Clock(samples=own)), (60 + own, Clock())):
+        run: Any = SimpleNamespace(data=SimpleNamespace(train=range(samples)),
+                                   trainer=SimpleNamespace(clock=clock))  # fmt: skip
+        try:
+            check_same_run(processes, run)
+        except ValueError as error:
+            said.append(str(error))
+    return said
 
 
 def noise_scale(step_sizes: tuple[int, ...], processes: Joined | None) -> tuple[float, ...]:

@@ -151,7 +151,21 @@ def test_a_parameter_with_a_sparse_gradient_and_another_model_are_refused(
             "model: it has sparse gradients, which several processes cannot sum up here; try "
             "sparse=False in its Embedding layers, or distributed=none",
             "the model differs between the 2 processes; start all of them by the same command, "
-            "with the same code and data",
+            "with the same code, data and checkpoints",
+        ]
+
+
+def test_processes_that_go_on_from_elsewhere_or_have_other_data_are_refused(
+    further: list[Any],
+) -> None:
+    remedy = (
+        "differs between the 2 processes; start all of them by the same command, with the same "
+        "code, data and checkpoints"
+    )
+    for found in further:
+        assert found["other runs"] == [
+            f"where the run goes on {remedy}",
+            f"the number of training samples {remedy}",
         ]
 
 

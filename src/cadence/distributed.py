@@ -76,6 +76,17 @@ class Processes(Protocol):
     def begin(self, model: nn.Module) -> None:
         """Start from process 0's parameters and buffers."""
 
+    def check_same(self, what: str, text: str) -> None:
+        """Refuse to go on where something differs between the processes.
+
+        Args:
+            what: What an error calls it.
+            text: What it is, in words that are the same on every process.
+
+        Raises:
+            ValueError: It differs.
+        """
+
     def windows(
         self, loader: Iterable[Batch], plan: Plan, now: Now, limits: Limits
     ) -> Iterator[PlannedWindow]:
@@ -122,6 +133,9 @@ class Alone:
 
     def begin(self, model: nn.Module) -> None:
         """Do nothing; for this and the others see `Processes`."""
+
+    def check_same(self, what: str, text: str) -> None:
+        """Do nothing: there is no other to differ from."""
 
     def windows(
         self, loader: Iterable[Batch], plan: Plan, now: Now, limits: Limits
@@ -198,15 +212,7 @@ class Joined:
         self._buckets = _Buckets([each for each in model.parameters() if each.requires_grad])
 
     def check_same(self, what: str, text: str) -> None:
-        """Refuse to go on where something differs between the processes.
-
-        Args:
-            what: What an error calls it.
-            text: What it is, in words that are the same on every process.
-
-        Raises:
-            ValueError: It differs.
-        """
+        """Refuse to go on where something differs between the processes; see `Processes`."""
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
         ends = torch.tensor([digest, -digest], dtype=torch.float64)  # its maximum and minimum
         with _lost():
@@ -214,7 +220,7 @@ class Joined:
         if ends[0] != -ends[1]:
             raise ValueError(
                 f"{what} differs between the {self.count} processes; start all of them by the "
-                "same command, with the same code and data"
+                "same command, with the same code, data and checkpoints"
             )
 
     def windows(
