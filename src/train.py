@@ -156,7 +156,7 @@ def _train_and_tell(
         fitted = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
     if tracker and tracker.run_id and settings.track.log_model:
         log_model(settings, run, folder, tracker.run_id)
-    display.table(fitted, where_to_look(settings, folder, tracker))
+    display.table(fitted, run.trainer.step_sizes, where_to_look(settings, folder, tracker))
     return fitted.val_loss, fitted.samples_per_second
 
 

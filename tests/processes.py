@@ -1,6 +1,8 @@
 """What each of several test processes runs: many cases, so that starting them is paid once."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -337,6 +339,17 @@ def noise_scale(step_sizes: tuple[int, ...], processes: Joined | None) -> tuple[
     return fitted.noise_scale, fitted.noise_scale_low, fitted.noise_scale_high
 
 
+@contextmanager
+def said(room: str) -> Iterator[list[str]]:
+    """Collect what a room logs."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(room).addHandler(handler)
+    yield lines
+    logging.getLogger(room).removeHandler(handler)
+
+
 class Switch(Balance):
     """Finds at the third window of a run, within an epoch, that the first process is faster."""
 
@@ -346,7 +359,10 @@ class Switch(Balance):
 
     def take(self, seconds: Sequence[float], window: int) -> tuple[int, ...] | None:
         self.windows += 1
-        return (3, 1) if self.windows == 3 else None
+        if self.windows != 3:
+            return None
+        self.seconds = (0.0125, 0.04)
+        return 3, 1
 
 
 def shared_anew(processes: Joined) -> Found:
@@ -362,11 +378,13 @@ def shared_anew(processes: Joined) -> Found:
         model = Plain()
         optimizer = SGD(model.parameters(), lr=0.3)
         trainer = Trainer(model, optimizer, Regression(), 2, "cpu", processes=processes)
-        trainer.fit(minibatches, epochs=2)
+        with said("cadence.distributed") as lines:
+            trainer.fit(minibatches, epochs=2)
         found[kind] = {
             "weights": [each.detach() for each in model.parameters()],
             "clock": tuple(trainer.clock),
             "step_sizes": trainer.step_sizes,
+            "said": lines,
         }
     processes.balance = None
     return found

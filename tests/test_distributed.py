@@ -173,8 +173,11 @@ def test_processes_that_go_on_from_elsewhere_or_have_other_data_are_refused(
 def test_shares_that_change_within_an_epoch_change_no_window(further: list[Any], kind: str) -> None:
     expected = Case((4,), Plain, data=lambda: regression_data(60)).trained(4, None)
 
-    for found in further:
+    for rank, found in enumerate(further):
         of_kind = found["shared anew"][kind]
         assert of_kind["step_sizes"] == (3, 1)
+        assert of_kind["said"] == [
+            "distributed.step_sizes=auto: [3, 1] from here on, as a mini-batch takes 12.5, 40 ms"
+        ] * (rank == 0)
         assert of_kind["clock"] == tuple(expected.clock)
         assert relative_error(of_kind["weights"], expected.model.parameters()) < 1e-12

@@ -78,6 +78,10 @@ def test_two_processes_train_as_one_with_twice_their_step_size(
         "window  step_size=[2, 2] mini-batches per update of 32 samples, on 2 processes: effective "
         "batch 128 samples" in both.stdout.splitlines()
     )
+    ended = [line for line in both.stdout.splitlines() if line.startswith("step_size ")]
+    assert [line.split(maxsplit=1)[1] for line in ended] == [
+        "[2, 2] mini-batches per update, by process"
+    ]
     expected, found = summary(tmp_path / "alone"), summary(tmp_path / "both")
     for name in ("train_loss", "val_loss"):
         assert found[name] == pytest.approx(expected[name], rel=error)

@@ -16,6 +16,7 @@ This is the only room that knows torch.distributed.
 
 import hashlib
 import importlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from cadence.partition import GathersWindows, Now, PlannedWindow, as_planned, ow
 from cadence.redaction import in_one_line
 from cadence.shares import Balance, Plan, Share
 from cadence.window import windows
+
+log = logging.getLogger(__name__)
 
 BUCKET_BYTES = 25 * 2**20
 """Bytes of gradients that are summed at once, about: enough for the full speed of a network."""
@@ -267,7 +270,14 @@ class Joined:
         self._seconds_of_minibatch = 0.0
         if self.balance is None:
             return whole
-        return whole._replace(step_sizes=self.balance.take(seconds, self._window))
+        step_sizes = self.balance.take(seconds, self._window)
+        if step_sizes is not None and self.rank == 0:
+            log.warning(
+                "distributed.step_sizes=auto: %s from here on, as a mini-batch takes %s ms",
+                list(step_sizes),
+                ", ".join(f"{1000 * each:.3g}" for each in self.balance.seconds),
+            )
+        return whole._replace(step_sizes=step_sizes)
 
     def sum(
         self,
