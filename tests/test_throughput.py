@@ -58,6 +58,35 @@ def test_bent_lines_reach_a_share_on_the_line_where_it_lies() -> None:
     assert model.reaching(1 / 8) == 1
 
 
+def test_where_larger_windows_cost_more_the_ceiling_is_the_highest_throughput() -> None:
+    # k up to 4, from there 2 k - 4: 8 k / k = 8 samples/s up to 4, and 8 k / (2 k - 4) beyond,
+    # which falls to 4; with an update of 1 s, 8 * 4 / 5 at 4 and 95 % of it at 8 k / (1 + k) = 6.08
+    model = Model((Line(1.0, 1.0, 4.0), Line(-3.0, 2.0)), 1.0, 8)
+
+    assert (model.throughput(4), model.throughput(1000)) == pytest.approx((6.4, 4.006), rel=1e-3)
+    assert model.ceiling == pytest.approx(6.4)
+    assert model.reaching() == pytest.approx(6.08 / 1.92)
+
+
+@given(
+    st.dictionaries(st.integers(1, 64), st.builds(Turn, seconds, seconds), min_size=1, max_size=5),
+    st.floats(0.05, 0.99),
+)
+def test_no_step_size_exceeds_the_ceiling_and_none_below_reaches_its_share(
+    measured: dict[int, Turn], share: float
+) -> None:
+    model = fitted(measured, 32)
+    reached = model.reaching(share)
+
+    for size in range(1, 200):
+        assert model.throughput(size) <= model.ceiling * (1 + 1e-9)
+        if size < reached:
+            assert model.throughput(size) <= share * model.ceiling * (1 + 1e-9)
+    if math.isfinite(reached):
+        beside = reached * (1 + 1e-9)  # where a line ends the next one may begin lower
+        assert model.throughput(beside) >= share * model.ceiling * (1 - 1e-6)
+
+
 def turns(once: float, passes: dict[int, float]) -> dict[int, Turn]:
     return {size: Turn(taken, once) for size, taken in passes.items()}
 

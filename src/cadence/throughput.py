@@ -6,7 +6,8 @@ backward. With B samples in a mini-batch and P processes that is
 
     samples/s = k B P / (k t_compute + t_sync + t_update)
 
-which rises with k towards its ceiling B P / t_compute. It reaches the share s of that at
+which rises with k towards its ceiling B P / t_compute (where larger windows cost more for each
+mini-batch, the ceiling is the highest throughput on the way). It reaches the share s of that at
 
     k B P / (base + k slope) = s B P / slope    =>    k = s / (1 - s) * base / slope
 
@@ -100,7 +101,8 @@ class Model:
     """What a window takes, and so the throughput, at every step_size."""
 
     lines: tuple[Line, ...]
-    """By their ends, ascending; the last has none."""
+    """By their ends, ascending; the last has none. Only on those after the first may the throughput
+    fall."""
     once: float
     """Seconds of a window's update and synchronisation."""
     samples: float
@@ -123,8 +125,9 @@ class Model:
     @property
     def ceiling(self) -> float:
         """The samples per second that no step_size exceeds; infinite where time does not grow."""
-        slope = self.lines[-1].slope
-        return self.samples / slope if slope > 0 else math.inf
+        *finite, last = self.lines
+        beyond = self.samples / last.slope if last.slope > 0 else math.inf
+        return max([beyond, *(self.throughput(line.until) for line in finite)])
 
     def update_share(self, step_size: float) -> float:
         """Return the share of a window that its update and synchronisation take."""
@@ -136,12 +139,11 @@ class Model:
         Args:
             share: In (0, 1).
         """
-        start = 1.0
+        start, wanted = 1.0, share * self.ceiling
         for line in self.lines:
-            # k samples / (base + k slope) >= share * ceiling, solved for k
-            room = self.samples - share * self.ceiling * line.slope
-            wanted = share * self.ceiling * line.base
-            reached = max(start, wanted / room) if room > 0 else math.inf
+            # k samples / (base + k slope) >= wanted, solved for k
+            room = self.samples - wanted * line.slope
+            reached = max(start, wanted * line.base / room) if room > 0 else math.inf
             if reached <= line.until:
                 return reached
             start = max(start, line.until)
