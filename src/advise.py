@@ -26,6 +26,7 @@ from cadence import config as configs
 from src.build import build
 from src.errors import command_line, errors_in_one_line
 from src.launch import WITHOUT_A_TRACE
+from src.overrides import with_one_schedule
 from src.resume import run_folder
 from src.secrecy import MULTIRUN
 from src.tell import OF_NOW, ROOT
@@ -226,7 +227,7 @@ def main() -> None:
             raise configs.ConfigError(
                 "--multirun: an advice is of one run, for all step_sizes at once; leave it out"
             )
-        sys.argv[1:1] = WITHOUT_A_TRACE
+        sys.argv[1:] = [*WITHOUT_A_TRACE, *with_one_schedule(sys.argv[1:])]
         advise()
 
 

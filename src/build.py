@@ -198,8 +198,8 @@ def planned_step_sizes(
 ) -> SharedStepSizes:
     """Return the mini-batches per update of each process.
 
-    A run that goes on with another number of processes keeps its window, unless it is asked for
-    another one.
+    A run that goes on keeps its window, on however many processes and however it is shared out,
+    unless it is asked for another one.
 
     Args:
         settings: The config.
@@ -209,38 +209,46 @@ def planned_step_sizes(
     Raises:
         ValueError: The shares are impossible; the message says what to try.
     """
-    asked = settings.distributed.step_sizes
-    each: SharedStepSizes = asked if isinstance(asked, list) else settings.trainer.step_size
-    is_scheduled = isinstance(settings.trainer.step_size, Mapping)
+    asked, step_size = settings.distributed.step_sizes, settings.trainer.step_size
+    is_scheduled = isinstance(step_size, Mapping)
     if is_scheduled and asked is not None:
         raise ValueError(
             f"distributed.step_sizes={asked}: a schedule of trainer.step_size is the same for each "
             "process; leave distributed.step_sizes null, or give trainer.step_size one number"
         )
-    if began_with is None:
+    each: SharedStepSizes = asked if isinstance(asked, list) else step_size
+    if began_with is None or _asks_for_another_window(settings, began_with):
         return Plan(each, processes).step_sizes
-    step_size = settings.trainer.step_size
-    now = asked, str(step_size) if is_scheduled else step_size  # as `configs.flattened` has it
-    before = began_with.get("distributed.step_sizes"), began_with["trainer.step_size"]
     was = began_with.get("distributed.processes", 1)
-    if now != before or (is_scheduled and was == processes):
+    if is_scheduled and was == processes:
         return Plan(each, processes).step_sizes
     if is_scheduled:
         raise ValueError(
             f"distributed.processes={processes}: the run has a schedule of trainer.step_size for "
             f"each of {was} processes; go on with {was}, or give another trainer.step_size"
         )
-    window = began_with.get(WINDOW, settings.trainer.step_size)
+    window = began_with.get(WINDOW, step_size)
     if isinstance(asked, list) and (len(asked), sum(asked)) == (processes, window):
         return asked
     shares = even(window, processes)
-    if processes != was:
+    if (processes, asked) != (was, began_with.get("distributed.step_sizes")):
         log.warning(
             "resume: the %d mini-batches of an update are shared out as %s now",
             window,
             list(shares),
         )
     return shares
+
+
+def _asks_for_another_window(settings: "Config", began_with: Mapping[str, Any]) -> bool:
+    """Return whether another step_size is asked for, or others for each process.
+
+    ``auto`` and null ask for no window: they say how the one there is gets shared out.
+    """
+    asked, step_size = settings.distributed.step_sizes, settings.trainer.step_size
+    now = str(step_size) if isinstance(step_size, Mapping) else step_size  # as it is flattened
+    is_other_list = isinstance(asked, list) and asked != began_with.get("distributed.step_sizes")
+    return is_other_list or bool(now != began_with["trainer.step_size"])
 
 
 def _total_samples(settings: "Config", data: "Data") -> int | None:

@@ -15,6 +15,7 @@ from cadence import config as configs
 from src.build import build
 from src.errors import command_line, errors_in_one_line
 from src.launch import WITHOUT_A_TRACE
+from src.overrides import with_one_schedule
 from src.secrecy import MULTIRUN
 from src.tell import ROOT
 from src.train import TRUSTED_TARGETS
@@ -63,7 +64,7 @@ def main() -> None:
             raise configs.ConfigError(
                 "--multirun: a certificate is of one run; try python -m src.certify once for each"
             )
-        sys.argv += WITHOUT_A_TRACE
+        sys.argv[1:] = [*with_one_schedule(sys.argv[1:]), *WITHOUT_A_TRACE]
         certify()
 
 

@@ -15,6 +15,7 @@ from hydra.utils import execution_whitelist
 from cadence import config as configs
 from src.build import build
 from src.errors import command_line
+from src.overrides import with_one_schedule
 from src.resume import began_with, run_folder
 from src.tell import ROOT
 from src.train import TRUSTED_TARGETS
@@ -33,8 +34,9 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
     from cadence.console import open_console, print_evaluation
     from cadence.statefile import read
 
+    arguments = with_one_schedule([*began_with(folder), *overrides])
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
-        settings = configs.checked(compose("config", [*began_with(folder), *overrides]))
+        settings = configs.checked(compose("config", arguments))
         run = build(settings)
     if run.val_loader is None:
         raise configs.ConfigError("data: there is no held-out data to evaluate on")

@@ -38,6 +38,7 @@ from cadence.redaction import redacted
 if TYPE_CHECKING:
     from cadence.distributed import Processes
     from cadence.schema import Config
+    from src.build import Run
 
 WITHOUT_A_TRACE = (
     "hydra.run.dir=.",
@@ -164,9 +165,26 @@ def joined_processes(settings: "Config", count: int) -> Iterator["Processes"]:
         torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", count))))
     balances = settings.distributed.step_sizes == "auto"
     with joined(kind, settings.seed, settings.distributed.timeout, balances=balances) as processes:
-        asked = settings.model, settings.data, settings.trainer, settings.optimizer
-        processes.check_same("the config", repr((*asked, settings.distributed, settings.seed)))
+        processes.check_same("the config", of_the_training(settings))
         yield processes
+
+
+def of_the_training(settings: "Config") -> str:
+    """Return what of a config must be the same on every process, in words."""
+    groups = settings.model, settings.data, settings.trainer, settings.optimizer, settings.schedule
+    others = settings.scaling, settings.distributed, settings.device.precision, settings.seed
+    return repr((*groups, *others))
+
+
+def check_same_run(processes: "Processes", run: "Run") -> None:
+    """Refuse processes that would not train the same run, as where one lacks the checkpoint.
+
+    Raises:
+        ValueError: They go on from different places, or their data differs in length.
+        LostError: A process is lost.
+    """
+    processes.check_same("where the run goes on", repr(run.trainer.clock))
+    processes.check_same("the number of training samples", str(len(run.data.train)))
 
 
 def _cores() -> int:

@@ -24,12 +24,14 @@ from src.errors import command_line, errors_in_one_line, logged_with_traceback
 from src.fit import fit, fit_and_keep, kept_config, log_model
 from src.launch import (
     check_device,
+    check_same_run,
     is_launched,
     joined_processes,
     launched,
     processes_wanted,
     without_a_trace,
 )
+from src.overrides import with_one_schedule
 from src.resume import state_to_go_on_from, take_along, where_a_trial_goes_on, with_resume
 from src.secrecy import with_secrets_in_environment
 from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_look
@@ -113,6 +115,7 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
         run = build(settings, processes, step_sizes)
         if state is not None:
             run.trainer.restore(state)
+        check_same_run(processes, run)
         if processes.rank > 0:
             return _train_beside(settings, run, processes)
         return _train_and_tell(cfg, settings, run, state, processes, kept)
@@ -153,7 +156,7 @@ def _train_and_tell(
         fitted = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
     if tracker and tracker.run_id and settings.track.log_model:
         log_model(settings, run, folder, tracker.run_id)
-    display.table(fitted, where_to_look(settings, folder, tracker))
+    display.table(fitted, run.trainer.step_sizes, where_to_look(settings, folder, tracker))
     return fitted.val_loss, fitted.samples_per_second
 
 
@@ -172,7 +175,7 @@ def _redact_hydra_files() -> None:
 def main() -> None:
     """Run the command line."""
     with command_line():
-        arguments = with_resume(sys.argv[1:], ROOT / "mlruns" / "runs")
+        arguments = with_one_schedule(with_resume(sys.argv[1:], ROOT / "mlruns" / "runs"))
         sys.argv[1:] = without_a_trace(with_secrets_in_environment(arguments))
         train()
 

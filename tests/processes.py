@@ -1,7 +1,10 @@
 """What each of several test processes runs: many cases, so that starting them is paid once."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,10 +17,12 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from cadence import Trainer
+from cadence.clock import Clock
 from cadence.data import TensorData, loader
 from cadence.distributed import Joined, joined
 from cadence.objectives import Classification, Regression
 from cadence.shares import Balance
+from src.launch import check_same_run
 
 SAID = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
 
@@ -208,6 +213,7 @@ def further_cases(processes: Joined, folder: Path) -> None:
         "loaders": other_loaders(processes),
         "half": half_precision(processes),
         "errors": errors(processes),
+        "other runs": other_runs(processes),
         "shared anew": shared_anew(processes),
         "noise scale": noise_scale((3, 1), processes),
     }
@@ -309,6 +315,19 @@ def errors(processes: Joined) -> list[str]:
     return [str(sparse.value), str(another.value), str(waiting.value)]
 
 
+def other_runs(processes: Joined) -> list[str]:
+    """Return the errors where one process goes on from elsewhere, or has other data."""
+    own, said = processes.rank, []
+    for samples, clock in ((60, Clock()), (60, Clock(samples=own)), (60 + own, Clock())):
+        run: Any = SimpleNamespace(data=SimpleNamespace(train=range(samples)),
+                                   trainer=SimpleNamespace(clock=clock))  # fmt: skip
+        try:
+            check_same_run(processes, run)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
 def noise_scale(step_sizes: tuple[int, ...], processes: Joined | None) -> tuple[float, ...]:
     """Return the noise scale that 160 windows of 4 mini-batches tell, and its interval."""
     case = Case(
@@ -322,6 +341,17 @@ def noise_scale(step_sizes: tuple[int, ...], processes: Joined | None) -> tuple[
     return fitted.noise_scale, fitted.noise_scale_low, fitted.noise_scale_high
 
 
+@contextmanager
+def said(room: str) -> Iterator[list[str]]:
+    """Collect what a room logs."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(room).addHandler(handler)
+    yield lines
+    logging.getLogger(room).removeHandler(handler)
+
+
 class Switch(Balance):
     """Finds at the third window of a run, within an epoch, that the first process is faster."""
 
@@ -331,7 +361,10 @@ class Switch(Balance):
 
     def take(self, seconds: Sequence[float], window: int) -> tuple[int, ...] | None:
         self.windows += 1
-        return (3, 1) if self.windows == 3 else None
+        if self.windows != 3:
+            return None
+        self.seconds = (0.0125, 0.04)
+        return 3, 1
 
 
 def shared_anew(processes: Joined) -> Found:
@@ -347,11 +380,13 @@ def shared_anew(processes: Joined) -> Found:
         model = Plain()
         optimizer = SGD(model.parameters(), lr=0.3)
         trainer = Trainer(model, optimizer, Regression(), 2, "cpu", processes=processes)
-        trainer.fit(minibatches, epochs=2)
+        with said("cadence.distributed") as lines:
+            trainer.fit(minibatches, epochs=2)
         found[kind] = {
             "weights": [each.detach() for each in model.parameters()],
             "clock": tuple(trainer.clock),
             "step_sizes": trainer.step_sizes,
+            "said": lines,
         }
     processes.balance = None
     return found

@@ -98,6 +98,20 @@ def test_do_not_accumulate_has_its_reason(once: float, noise: float, said: str) 
     assert advice.step_size == 1
 
 
+def test_what_is_within_5_percent_of_step_size_1_is_not_chosen() -> None:
+    # k* = sqrt(160 / 32 * 0.5) = 1.6. 1 / goodput is 80 / k + 176 + 32 k: 288 at 1 and 280 at 2
+    advice = told(0.5, 1.0, 160)
+
+    assert advice.sentence == (
+        "do not accumulate: the best, step_size 2, takes 2.8 % less time to the same loss, within "
+        "the 5 % that count as no difference; up to step_size 2 is not ruled out"
+    )
+    assert {row.step_size: row.verdict for row in advice.rows if row.verdict} == {
+        1: "chosen",
+        2: "as good",
+    }
+
+
 def test_the_interval_is_that_of_the_noise_and_of_the_times() -> None:
     models = tuple(simple(once, 1.0, 32) for once in (1.0, 4.0, 9.0))
     sure = advise(Forecast(models[1], models), exactly(512), 32, MEMORY)

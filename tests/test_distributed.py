@@ -151,9 +151,23 @@ def test_models_that_several_processes_cannot_train_together_are_refused(
             "model: it has sparse gradients, which several processes cannot sum up here; try "
             "sparse=False in its Embedding layers, or distributed=none",
             "the model differs between the 2 processes; start all of them by the same command, "
-            "with the same code and data",
+            "with the same code, data and checkpoints",
             "model: SyncBatchNorm waits for the other processes in each forward, and they may have "
             "more or fewer of them; use BatchNorm, or GroupNorm",
+        ]
+
+
+def test_processes_that_go_on_from_elsewhere_or_have_other_data_are_refused(
+    further: list[Any],
+) -> None:
+    remedy = (
+        "differs between the 2 processes; start all of them by the same command, with the same "
+        "code, data and checkpoints"
+    )
+    for found in further:
+        assert found["other runs"] == [
+            f"where the run goes on {remedy}",
+            f"the number of training samples {remedy}",
         ]
 
 
@@ -161,8 +175,11 @@ def test_models_that_several_processes_cannot_train_together_are_refused(
 def test_shares_that_change_within_an_epoch_change_no_window(further: list[Any], kind: str) -> None:
     expected = Case((4,), Plain, data=lambda: regression_data(60)).trained(4, None)
 
-    for found in further:
+    for rank, found in enumerate(further):
         of_kind = found["shared anew"][kind]
         assert of_kind["step_sizes"] == (3, 1)
+        assert of_kind["said"] == [
+            "distributed.step_sizes=auto: [3, 1] from here on, as a mini-batch takes 12.5, 40 ms"
+        ] * (rank == 0)
         assert of_kind["clock"] == tuple(expected.clock)
         assert relative_error(of_kind["weights"], expected.model.parameters()) < 1e-12

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from conftest import ROOT, CommandLine
 from oracles import same
 from serving import free_port
 
+from cadence.checkpoint import latest
 from cadence.statefile import read
 
 PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -76,6 +78,10 @@ def test_two_processes_train_as_one_with_twice_their_step_size(
         "window  step_size=[2, 2] mini-batches per update of 32 samples, on 2 processes: effective "
         "batch 128 samples" in both.stdout.splitlines()
     )
+    ended = [line for line in both.stdout.splitlines() if line.startswith("step_size ")]
+    assert [line.split(maxsplit=1)[1] for line in ended] == [
+        "[2, 2] mini-batches per update, by process"
+    ]
     expected, found = summary(tmp_path / "alone"), summary(tmp_path / "both")
     for name in ("train_loss", "val_loss"):
         assert found[name] == pytest.approx(expected[name], rel=error)
@@ -283,3 +289,28 @@ def test_two_agents_of_torchrun_make_one_run(tmp_path: Path) -> None:
     found = summary(tmp_path / "run")
     assert (found["processes"], found["samples"], found["status"]) == (2, 2874, "FINISHED")
     assert {each.name for each in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.slow
+def test_a_machine_without_the_checkpoint_is_refused_on_all(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    assert command(*ON_TWO, "trainer.max_epochs=1", "track=none").returncode == 0
+    shutil.copytree(tmp_path / "run" / ".hydra", tmp_path / "elsewhere" / ".hydra")
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [*(sys.executable, "-m", "src.train", "trainer.max_epochs=2"),
+             f"resume={tmp_path / folder}"],
+            cwd=ROOT, env={**os.environ, **there, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, folder in enumerate(("run", "elsewhere"))
+    ]  # fmt: skip
+
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [1, 1]
+    for error in errors:
+        assert "error: where the run goes on differs between the 2 processes; " in error
+    assert latest(tmp_path / "run" / "checkpoints").clock.epoch == 1

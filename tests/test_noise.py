@@ -432,7 +432,7 @@ def test_what_cannot_be_told_is_said_in_words_and_drawn_nowhere(
         **dict(zip(("noise_scale", "noise_scale_low", "noise_scale_high"), estimate, strict=True)),
     )
     written = StringIO()
-    Display(None, Console(file=written, width=160)).table(fitted, {})
+    Display(None, Console(file=written, width=160)).table(fitted, (2,), {})
     journal = Journal(tmp_path)
     logbook = Logbook(journal, dict, every=1, resumed_at=None)
     logbook.measured(Clock(samples=8), fitted)

@@ -931,6 +931,8 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
 
 # What the other trials foretell
 
+TIMES = st.floats(1e-3, 1e4)
+
 
 def timed(step_size: int, each: float, once: float, /, **more: Any) -> FrozenTrial:
     """A trial of 64 samples a mini-batch, by milliseconds of a mini-batch and of an update."""
@@ -1004,6 +1006,33 @@ def test_only_points_of_the_same_speed_foretell_each_other() -> None:
     assert [each.result.step_size for each in found] == [1, 2]
     for each in found:
         assert each.samples_per_second == pytest.approx(each.result.throughput.value)
+
+
+def test_a_bend_within_the_spread_of_the_trials_is_none() -> None:
+    # 4 and 5 took 6 % longer and shorter than 1 ms a mini-batch: a bend, if they were exact
+    exact = [timed(size, each, 0.0) for size, each in ((4, 1.06), (5, 0.94), (8, 1.0))]
+    spread = {"samples_per_second_p10": 50_000.0, "samples_per_second_p90": 80_000.0}
+    noisy = [timed(size, each, 0.0, **spread) for size, each in ((4, 1.06), (5, 0.94), (8, 1.0))]
+
+    bent, straight = (
+        predictions(results(read(study_of(timed(1, 1.0, 0.0), *others))))[0].samples_per_second
+        for others in (exact, noisy)
+    )
+
+    assert abs(bent / 64_000 - 1) > 0.5
+    assert straight == pytest.approx(64_000, rel=0.01)
+
+
+@given(st.lists(st.tuples(TIMES, TIMES), min_size=2, max_size=5), st.permutations(range(1, 6)))
+def test_what_is_foretold_is_positive_whatever_was_measured(
+    times: list[tuple[float, float]], step_sizes: list[int]
+) -> None:
+    trials = [timed(size, *each) for size, each in zip(step_sizes, times, strict=False)]
+
+    for each in predictions(results(read(study_of(*trials)))):
+        assert 0 < each.samples_per_second < math.inf
+        assert each.foretold.passes > 0
+        assert where_they_part([each])
 
 
 def test_a_difference_within_the_spread_is_none() -> None:

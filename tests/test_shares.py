@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cadence import config as configs
 from cadence.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
 from src.build import WINDOW, planned_step_sizes
-from src.launch import check_device, processes_wanted
+from src.launch import check_device, of_the_training, processes_wanted
 from src.tell import ROOT
 
 
@@ -93,6 +93,9 @@ BEGAN = {
     "distributed.step_sizes": None,
     WINDOW: 4,
 }
+ALONE = {**BEGAN, "trainer.step_size": 4, "distributed.processes": 1}
+AUTO = {**BEGAN, "distributed.step_sizes": "auto"}
+UNEVEN = {**BEGAN, "distributed.step_sizes": [4, 2], WINDOW: 6}
 
 
 @pytest.mark.parametrize(
@@ -107,12 +110,17 @@ BEGAN = {
         ([], 3, {**BEGAN, "distributed.processes": 3}, (2, 1, 1)),
         (["trainer.step_size=3"], 3, BEGAN, (3, 3, 3)),
         (["distributed.step_sizes=[1,2]"], 2, BEGAN, (1, 2)),
-        (
-            ["distributed.step_sizes=[4,2]"],
-            3,
-            {**BEGAN, "distributed.step_sizes": [4, 2], WINDOW: 6},
-            (2, 2, 2),
-        ),
+        (["distributed.step_sizes=[4,2]"], 3, UNEVEN, (2, 2, 2)),
+        (["distributed.step_sizes=[4,2]"], 2, UNEVEN, (4, 2)),
+        (["distributed.step_sizes=[2,4]"], 2, UNEVEN, (2, 4)),
+        (["distributed.step_sizes=auto", "trainer.step_size=4"], 2, ALONE, (2, 2)),
+        (["distributed.step_sizes=auto", "trainer.step_size=3"], 2, ALONE, (3, 3)),
+        ([], 4, AUTO, (1, 1, 1, 1)),
+        (["distributed=none"], 1, AUTO, (4,)),
+        (["distributed.step_sizes=[3,3]"], 2, AUTO, (3, 3)),
+        ([], 2, UNEVEN, (3, 3)),
+        (["distributed.step_sizes=auto"], 2, UNEVEN, (3, 3)),
+        (["distributed=none"], 1, UNEVEN, (6,)),
         ([], 2, {"trainer.step_size": 2}, (1, 1)),  # saved before there were processes
     ],
 )
@@ -166,6 +174,28 @@ def test_processes_that_are_not_possible_here_are_refused(
     with pytest.raises(configs.ConfigError) as refused:
         check_device(settings, processes_wanted(settings))
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "is_the_same"),
+    [
+        ("model=cnn", False),
+        ("data.batch_size=7", False),
+        ("trainer.clip_norm=2", False),
+        ("optimizer.lr=0.5", False),
+        ("schedule=cosine", False),
+        ("scaling=sqrt", False),
+        ("device.precision=bf16", False),
+        ("distributed.timeout=7", False),
+        ("seed=5", False),
+        ("track=none", True),
+        ("device.threads=1", True),  # as each machine has them
+    ],
+)
+def test_all_processes_have_the_same_of_what_decides_the_training(
+    override: str, is_the_same: bool
+) -> None:
+    assert (of_the_training(settings_of()) == of_the_training(settings_of(override))) == is_the_same
 
 
 @pytest.mark.parametrize("sizes", ["word", "3", "[]", "[0,2]", "[true,1]", "[1.5,1]"])

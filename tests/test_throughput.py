@@ -58,6 +58,35 @@ def test_bent_lines_reach_a_share_on_the_line_where_it_lies() -> None:
     assert model.reaching(1 / 8) == 1
 
 
+def test_where_larger_windows_cost_more_the_ceiling_is_the_highest_throughput() -> None:
+    # k up to 4, from there 2 k - 4: 8 k / k = 8 samples/s up to 4, and 8 k / (2 k - 4) beyond,
+    # which falls to 4; with an update of 1 s, 8 * 4 / 5 at 4 and 95 % of it at 8 k / (1 + k) = 6.08
+    model = Model((Line(1.0, 1.0, 4.0), Line(-3.0, 2.0)), 1.0, 8)
+
+    assert (model.throughput(4), model.throughput(1000)) == pytest.approx((6.4, 4.006), rel=1e-3)
+    assert model.ceiling == pytest.approx(6.4)
+    assert model.reaching() == pytest.approx(6.08 / 1.92)
+
+
+@given(
+    st.dictionaries(st.integers(1, 64), st.builds(Turn, seconds, seconds), min_size=1, max_size=5),
+    st.floats(0.05, 0.99),
+)
+def test_no_step_size_exceeds_the_ceiling_and_none_below_reaches_its_share(
+    measured: dict[int, Turn], share: float
+) -> None:
+    model = fitted(measured, 32)
+    reached = model.reaching(share)
+
+    for size in range(1, 200):
+        assert model.throughput(size) <= model.ceiling * (1 + 1e-9)
+        if size < reached:
+            assert model.throughput(size) <= share * model.ceiling * (1 + 1e-9)
+    if math.isfinite(reached):
+        beside = reached * (1 + 1e-9)  # where a line ends the next one may begin lower
+        assert model.throughput(beside) >= share * model.ceiling * (1 - 1e-6)
+
+
 def turns(once: float, passes: dict[int, float]) -> dict[int, Turn]:
     return {size: Turn(taken, once) for size, taken in passes.items()}
 
@@ -125,6 +154,34 @@ def test_time_never_falls_with_step_size() -> None:
     assert all(line.slope >= 0 for line in found.lines)
     flat = fitted(turns(0.5, {1: 1.02, 16: 1.0}), 1)
     assert (flat.ceiling, flat.reaching()) == (math.inf, math.inf)
+
+
+def test_below_the_smallest_a_mini_batch_costs_no_less_than_nothing() -> None:
+    # passes of 0.5, 0.52 and 9 s: the line through the last two is at -50 s at step_size 1, that
+    # from nothing to the first at 0.5 / 8
+    found = fitted(turns(0.1, {8: 0.5, 9: 0.52, 10: 9.0}), 1)
+    steep = fitted(turns(0.1, {8: 0.5, 9: 9.0, 10: 9.1}), 1)
+
+    assert found.shape == steep.shape == "bent"
+    assert found.seconds(1) == pytest.approx(0.1 + 0.36)  # 0.34 s of its own, and 0.02 s for each
+    assert steep.seconds(1) == pytest.approx(0.1 + 0.5 / 8)
+    assert (steep.seconds(8), steep.seconds(9)) == pytest.approx((0.6, 9.1))
+
+
+@given(
+    st.dictionaries(
+        st.integers(1, 10**5),
+        st.builds(Turn, st.floats(1e-6, 1e3), st.floats(0, 1e3)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_every_window_takes_some_time_whatever_was_measured(measured: dict[int, Turn]) -> None:
+    found = fitted(measured, 32)
+
+    for size in {*measured, *SIZES, 10**5}:
+        assert 0 <= found.once <= found.seconds(size) < math.inf
+        assert 0 < found.throughput(size) < math.inf
 
 
 def test_the_median_turn_stands_for_all() -> None:

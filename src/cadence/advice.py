@@ -76,8 +76,10 @@ def advise(
     if math.isnan(noise.value):
         noise = Estimate(math.inf, 0.0, math.inf)
     question = _Question(forecast, noise, items, min(LARGEST, minibatches or LARGEST))
-    chosen, flat = question.chosen(), question.flat()
-    sizes = sorted({chosen, *(size for size in _powers(LARGEST) if size <= question.limit)})
+    recommended, flat = question.recommended(), question.flat()
+    sizes = sorted(
+        {question.chosen(), *(size for size in _powers(LARGEST) if size <= question.limit)}
+    )
     rows = [
         Row(
             step_size=size,
@@ -86,19 +88,24 @@ def advise(
             time=question.time(size),
             memory_mib=_interpolated(memory_mib, size),
             was_measured=size in memory_mib,
-            verdict="chosen" if size == chosen else "as good" if flat[0] <= size <= flat[1] else "",
+            verdict=_verdict(size, recommended, flat),
         )
         for size in sizes
     ]
-    accumulates = flat[0] > 1
     return Advice(
-        sentence=_accumulate(question) if accumulates else _do_not(question),
-        step_size=chosen if accumulates else 1,
+        sentence=_accumulate(question) if recommended > 1 else _do_not(question),
+        step_size=recommended,
         rows=rows,
         facts=_facts(question, minibatches, first_samples),
         forecast=forecast,
         flat=flat,
     )
+
+
+def _verdict(size: int, recommended: int, flat: tuple[int, int]) -> str:
+    if size == recommended:
+        return "chosen"
+    return "as good" if flat[0] <= size <= flat[1] else ""
 
 
 def table_of_advice(advice: Advice) -> Table:
@@ -169,6 +176,10 @@ class _Question:
         """Return the best; where the noise scale sets no bound, the smallest that is as good."""
         return self.flat()[0] if math.isinf(self.noise.value) else self.best()
 
+    def recommended(self) -> int:
+        """Return what to train with: 1, which needs no accumulation, where it is as good."""
+        return self.chosen() if self.flat()[0] > 1 else 1
+
     def flat(self) -> tuple[int, int]:
         return flat_region(self.forecast.model, self.noise.value, self.items, self.limit)
 
@@ -207,6 +218,7 @@ def _do_not(question: _Question) -> str:
     model, noise, items = question.forecast.model, question.noise, question.items
     share = f"{100 * model.update_share(1):.2g} %"
     fastest = max(model.throughput(size) for size in range(1, question.limit + 1))
+    best = question.best()
     reason = (
         f"what larger updates save, {share} of a window at step_size 1, they lose again in "
         f"samples, with a noise scale of {_scale(noise)}"
@@ -217,6 +229,12 @@ def _do_not(question: _Question) -> str:
         reason = (
             f"the noise scale, {_scale(noise)}, is below the {items:,.0f} of one mini-batch, so "
             f"that a larger effective batch wastes samples ({MAREK})"
+        )
+    elif best > 1:
+        saved = f"{100 * (1 - question.time(best).value):.2g} %"
+        reason = (
+            f"the best, step_size {best}, takes {saved} less time to the same loss, within the "
+            f"{100 * (1 - FLAT):.0f} % that count as no difference"
         )
     high = question.best_interval()[1]
     doubt = "" if high == 1 else f"; up to step_size {high} is not ruled out"

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -109,10 +109,16 @@ class Display:
                 markup=False,
             )
 
-    def table(self, fitted: Fitted, rows: Mapping[str, str]) -> None:
-        """Print what the run came to, and further rows of the caller's."""
+    def table(self, fitted: Fitted, step_sizes: Sequence[int], rows: Mapping[str, str]) -> None:
+        """Print what the run came to.
+
+        Args:
+            fitted: What it is.
+            step_sizes: Mini-batches per update of each process, as last set.
+            rows: Further rows of the caller's.
+        """
         numbers = {
-            "step_size": f"{fitted.step_size} mini-batches per update",
+            "step_size": _shares(step_sizes),
             "updates": f"{fitted.updates:,} applied, {fitted.updates_skipped:,} skipped",
             "samples": f"{fitted.samples:,}",
             "micro-batch": "one mini-batch"
@@ -231,6 +237,12 @@ def print_certificate(certificate: Certificate, console: Console) -> None:
     console.print()
     for line in lines:
         console.print(line, markup=False)
+
+
+def _shares(step_sizes: Sequence[int]) -> str:
+    if len(step_sizes) == 1:
+        return f"{step_sizes[0]} mini-batches per update"
+    return f"{list(step_sizes)} mini-batches per update, by process"
 
 
 def _window_time(time: WindowTime) -> str:

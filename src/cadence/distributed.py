@@ -16,6 +16,7 @@ This is the only room that knows torch.distributed.
 
 import hashlib
 import importlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from cadence.partition import GathersWindows, Now, PlannedWindow, as_planned, ow
 from cadence.redaction import in_one_line
 from cadence.shares import Balance, Plan, Share
 from cadence.window import windows
+
+log = logging.getLogger(__name__)
 
 BUCKET_BYTES = 25 * 2**20
 """Bytes of gradients that are summed at once, about: enough for the full speed of a network."""
@@ -75,6 +78,17 @@ class Processes(Protocol):
 
     def begin(self, model: nn.Module) -> None:
         """Start from process 0's parameters and buffers."""
+
+    def check_same(self, what: str, text: str) -> None:
+        """Refuse to go on where something differs between the processes.
+
+        Args:
+            what: What an error calls it.
+            text: What it is, in words that are the same on every process.
+
+        Raises:
+            ValueError: It differs.
+        """
 
     def windows(
         self, loader: Iterable[Batch], plan: Plan, now: Now, limits: Limits
@@ -122,6 +136,9 @@ class Alone:
 
     def begin(self, model: nn.Module) -> None:
         """Do nothing; for this and the others see `Processes`."""
+
+    def check_same(self, what: str, text: str) -> None:
+        """Do nothing: there is no other to differ from."""
 
     def windows(
         self, loader: Iterable[Batch], plan: Plan, now: Now, limits: Limits
@@ -204,15 +221,7 @@ class Joined:
         self._buckets = _Buckets([each for each in model.parameters() if each.requires_grad])
 
     def check_same(self, what: str, text: str) -> None:
-        """Refuse to go on where something differs between the processes.
-
-        Args:
-            what: What an error calls it.
-            text: What it is, in words that are the same on every process.
-
-        Raises:
-            ValueError: It differs.
-        """
+        """Refuse to go on where something differs between the processes; see `Processes`."""
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
         ends = torch.tensor([digest, -digest], dtype=torch.float64)  # its maximum and minimum
         with _lost():
@@ -220,7 +229,7 @@ class Joined:
         if ends[0] != -ends[1]:
             raise ValueError(
                 f"{what} differs between the {self.count} processes; start all of them by the "
-                "same command, with the same code and data"
+                "same command, with the same code, data and checkpoints"
             )
 
     def windows(
@@ -271,7 +280,14 @@ class Joined:
         self._seconds_of_minibatch = 0.0
         if self.balance is None:
             return whole
-        return whole._replace(step_sizes=self.balance.take(seconds, self._window))
+        step_sizes = self.balance.take(seconds, self._window)
+        if step_sizes is not None and self.rank == 0:
+            log.warning(
+                "distributed.step_sizes=auto: %s from here on, as a mini-batch takes %s ms",
+                list(step_sizes),
+                ", ".join(f"{1000 * each:.3g}" for each in self.balance.seconds),
+            )
+        return whole._replace(step_sizes=step_sizes)
 
     def sum(
         self,
@@ -280,8 +296,7 @@ class Joined:
     ) -> Float[Tensor, " numbers"]:
         """Sum a window's gradients and numbers over all processes, in place of this one's part."""
         assert self._buckets is not None, "begin() comes first"
-        if numbers.is_cuda:  # else the time of its passes would count as waiting
-            torch.cuda.synchronize(numbers.device)
+        _finish(numbers)  # else the time of its passes would count as waiting
         started = perf_counter()
         if self._own_minibatches:
             own = self._loading + started - self._met_at
@@ -422,6 +437,8 @@ class _Buckets:
             sums = [dist.all_reduce(flat, async_op=True) for flat in self._flat]
             for each in sums:
                 each.wait()
+            for flat in self._flat:
+                _finish(flat)  # NCCL's wait lets the stream wait, and returns
         if found:
             torch._foreach_copy_(found, [*compress(self._views, uses)])
         if not all(uses):
@@ -439,6 +456,12 @@ class _Buckets:
                 wide[part.parameter] = part.view.clone()
             else:
                 part.parameter.grad = torch.empty_like(part.parameter).copy_(part.view)
+
+
+def _finish(tensor: Tensor) -> None:
+    """Wait until all is computed that was begun on a tensor's device."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
 
 
 def _cut(

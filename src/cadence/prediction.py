@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from cadence.front import Result, number
+from cadence.front import Measure, Result, number
 from cadence.throughput import Turn, fitted
 
 NEUTRAL = ("trainer.step_size", "optimizer.lr", "optimizer.weight_decay", "scaling.", "schedule.")
@@ -65,19 +66,26 @@ def predictions(results: Sequence[Result]) -> list[Prediction]:
 
 def _prediction(result: Result, others: Sequence[Result]) -> Prediction | None:
     # A window's samples stand for its step_size: mini-batches of one sample.
-    known: dict[int, list[Turn]] = {}
+    known: dict[int, list[tuple[Turn, float]]] = {}
     for other in others:
         if other.window is not None and other.window_samples and other.window.passes > 0:
-            known.setdefault(round(other.window_samples), []).append(other.window)
+            told = other.window, _spread(other.throughput)
+            known.setdefault(round(other.window_samples), []).append(told)
     if not known or result.window is None or not result.window_samples:
         return None
-    turns = {
-        samples: Turn(*(sum(part) / len(part) for part in zip(*windows, strict=True)))
-        for samples, windows in known.items()
-    }
-    model, samples = fitted(turns, samples=1), result.window_samples
+    turns, noise = {}, {}
+    for size, told_of_it in known.items():
+        windows, spreads = zip(*told_of_it, strict=True)
+        turns[size] = Turn(*map(fmean, zip(*windows, strict=True)))
+        noise[size] = fmean(spreads)
+    model, samples = fitted(turns, samples=1, noise=noise), result.window_samples
     foretold = Turn(passes=model.seconds(samples) - model.once, once=model.once)
     return Prediction(result, result.window, foretold, model.throughput(samples))
+
+
+def _spread(measure: Measure) -> float:
+    """Return how far a number may be off, as a share of it."""
+    return (measure.high - measure.low) / 2 / measure.value
 
 
 def where_they_part(predictions: Sequence[Prediction]) -> str:

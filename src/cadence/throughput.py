@@ -6,21 +6,24 @@ backward. With B samples in a mini-batch and P processes that is
 
     samples/s = k B P / (k t_compute + t_sync + t_update)
 
-which rises with k towards its ceiling B P / t_compute. It reaches the share s of that at
+which rises with k towards its ceiling B P / t_compute (where larger windows cost more for each
+mini-batch, the ceiling is the highest throughput on the way). It reaches the share s of that at
 
     k B P / (base + k slope) = s B P / slope    =>    k = s / (1 - s) * base / slope
 
 so 95 % at k = 19 base / slope.
 
-What a window does once is measured by itself, at the smallest step_size. What larger windows take
-beyond it, their passes and an update that finds its state no longer in a cache, is fitted by the
-simplest shape that meets what was measured (`SHAPES`):
+What a window does once is measured by itself: the least that it took at any step_size. What windows
+take beyond it, their passes and an update that finds its state no longer in a cache, is fitted by
+the simplest shape that meets what was measured (`SHAPES`):
 
 - *proportional*: each mini-batch is a forward and backward of its own, and they all cost the same;
 - *straight*: a window also has a price of its own, as where ``microbatch_size=auto`` runs it in one
   pass, whose time does not double with what is in it;
 - *bent*: straight lines between the measured step_sizes, the last one going on, as where a window
-  goes through in one pass up to some size, or no longer fits into a cache.
+  goes through in one pass up to some size, or no longer fits into a cache. The first goes on below
+  the smallest, unless an empty window would take less than nothing: then mini-batches cost the same
+  there.
 
 The line is the one with the least squared relative errors, so that a window counts by its share
 and not by its length, and every step_size's throughput is met as well as every other's.
@@ -98,7 +101,8 @@ class Model:
     """What a window takes, and so the throughput, at every step_size."""
 
     lines: tuple[Line, ...]
-    """By their ends, ascending; the last has none."""
+    """By their ends, ascending; the last has none. Only on those after the first may the throughput
+    fall."""
     once: float
     """Seconds of a window's update and synchronisation."""
     samples: float
@@ -121,8 +125,9 @@ class Model:
     @property
     def ceiling(self) -> float:
         """The samples per second that no step_size exceeds; infinite where time does not grow."""
-        slope = self.lines[-1].slope
-        return self.samples / slope if slope > 0 else math.inf
+        *finite, last = self.lines
+        beyond = self.samples / last.slope if last.slope > 0 else math.inf
+        return max([beyond, *(self.throughput(line.until) for line in finite)])
 
     def update_share(self, step_size: float) -> float:
         """Return the share of a window that its update and synchronisation take."""
@@ -134,12 +139,11 @@ class Model:
         Args:
             share: In (0, 1).
         """
-        start = 1.0
+        start, wanted = 1.0, share * self.ceiling
         for line in self.lines:
-            # k samples / (base + k slope) >= share * ceiling, solved for k
-            room = self.samples - share * self.ceiling * line.slope
-            wanted = share * self.ceiling * line.base
-            reached = max(start, wanted / room) if room > 0 else math.inf
+            # k samples / (base + k slope) >= wanted, solved for k
+            room = self.samples - wanted * line.slope
+            reached = max(start, wanted * line.base / room) if room > 0 else math.inf
             if reached <= line.until:
                 return reached
             start = max(start, line.until)
@@ -177,11 +181,14 @@ def _bent(sizes: np.ndarray, rest: np.ndarray) -> list[Line]:
     slopes = np.maximum(np.diff(rest) / np.diff(sizes), 0)
     bases = rest[1:] - slopes * sizes[1:]
     ends = [*sizes[1:-1].tolist(), math.inf]
-    return list(map(Line, bases.tolist(), slopes.tolist(), ends))
+    lines = list(map(Line, bases.tolist(), slopes.tolist(), ends))
+    if lines[0].base >= 0:
+        return lines
+    return [Line(0.0, float(rest[0] / sizes[0]), float(sizes[0])), *lines]
 
 
 Shape: TypeAlias = Callable[[np.ndarray, np.ndarray], list[Line]]
-"""(step_sizes, seconds but for the update at the smallest) -> lines."""
+"""(step_sizes, seconds beyond what a window does once, above 0) -> lines."""
 
 SHAPES: Mapping[str, Shape] = {
     "proportional": _proportional,
@@ -195,7 +202,7 @@ def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = Non
     """Fit the simplest shape that meets the time of windows.
 
     Args:
-        turns: Of at least one step_size, with seconds above 0.
+        turns: Of at least one step_size, with passes above 0.
         samples: In a mini-batch, summed over processes.
         noise: The relative uncertainty of each step_size's seconds; None = there is none.
     """
@@ -212,8 +219,8 @@ def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = Non
 
 def _of_shape(shape: str, turns: Round, samples: float) -> Model:
     sizes = sorted(turns)
-    once = turns[sizes[0]].once
-    rest = np.array([turns[size].seconds - once for size in sizes])
+    once = min(turn.once for turn in turns.values())
+    rest = np.array([turns[size].passes + (turns[size].once - once) for size in sizes])
     lines = SHAPES[shape](np.array(sizes, dtype=float), rest)
     return Model(
         tuple(line._replace(base=line.base + once) for line in lines), once, samples, shape
