@@ -7,7 +7,6 @@ import logging
 import random
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -174,13 +173,15 @@ class FittingAccumulator:
                     raise
                 refused = str(error)
             else:
-                counted = partial(items_in, self._accumulate.objective)
-                if not self._undo.is_sifted and any(map(counted, window)):
+                if not self._undo.is_sifted and self._has_item(window):
                     self._undo.sift()
                 return accumulated
             # Only here has the error let go of the failed pass and its tensors.
             self._undo.back()
             self._limit.lower(window, self.size, refused, self._splits)
+
+    def _has_item(self, window: Sequence[Batch]) -> bool:
+        return any(items_in(self._accumulate.objective, batch) for batch in window)
 
     def put_buffers_back(self) -> None:
         """Let the model's buffers be as they were before the last window."""
