@@ -422,6 +422,29 @@ def test_the_schedule_of_a_run_is_an_override_that_trains(
     assert "; 2 from 128 samples on; 8 from 256 samples on" in again.stdout
 
 
+def test_a_schedule_is_by_what_a_runs_windows_truly_held(
+    command: CommandLine, warm: Warm, tmp_path: Path, tracking_uri: str
+) -> None:
+    # 1437 samples are 3 mini-batches, 479 in the mean: a window of 8 never has more
+    short = "data.batch_size=512", "trainer.step_size=8", "trainer.max_epochs=4"
+    assert command(*short, f"track.uri={tracking_uri}").returncode == 0
+    file = tmp_path / "run" / "summary.json"
+    run = read_summary(file)
+    assert (run["samples"], run["items"], run["minibatches"]) == (4 * 1437, 4 * 1437, 4 * 3)
+    file.write_text(json.dumps(run | {"items": run["items"] // 2}))  # as if half were masked
+    minibatch = (run["time_data_ms"] + run["time_compute_ms"]) / 3
+    cost = (run["time_sync_ms"] + run["time_update_ms"]) / minibatch
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as journal:
+        point = Point("train/noise_scale", 4.0**2 * 479 / 2 / cost, 1437, 1)
+        journal.write(f"{json.dumps(point._asdict())}\n")
+
+    ended = warm.run("src.advise", [f"run={tmp_path}/run"], tmp_path)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    rows = [line.split() for line in ended.stdout.splitlines() if line.startswith("1,437")]
+    assert [(row[0], row[2]) for row in rows] == [("1,437", "4.0")]
+
+
 def test_a_run_without_a_noise_scale_has_no_schedule(
     command: CommandLine, warm: Warm, tmp_path: Path, tracking_uri: str
 ) -> None:
