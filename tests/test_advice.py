@@ -24,6 +24,7 @@ from cadence.curve import advice_png
 from cadence.journal import Point
 from cadence.objectives import Regression
 from cadence.probe import noise_scale, probe
+from cadence.statefile import snapshot
 from cadence.summary import read_summary
 from cadence.throughput import Estimate, Forecast, Turn, forecast, simple
 from cadence.warmup import warmup
@@ -261,8 +262,12 @@ def test_a_probe_leaves_the_trainer_as_it_was() -> None:
     moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
     clock = trainer.clock
 
-    probe(trainer, data, step_sizes=(1, 2), halfway=40)
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cadence.probe.snapshot", lambda state: kept.append(1) or snapshot(state))
+        probe(trainer, data, step_sizes=(1, 2), halfway=40)
 
+    assert kept == [1]  # a second copy of model and moments, in the host's memory
     assert (trainer.clock, trainer.step_size, trainer.fitted.updates) == (clock, 3, fitted.updates)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     now = [state["exp_avg"] for state in trainer.optimizer.state.values()]
