@@ -181,17 +181,19 @@ def advise_on(wanted: str) -> None:
         )
     run = read_summary(folder / FILE) if (folder / FILE).exists() else {}
     times = [f"time_{part}_ms" for part in ("data", "compute", "sync", "update")]
-    if any(run.get(time) is None for time in times):
+    if any(run.get(told) is None for told in (*times, "time_samples", "items", "minibatches")):
         raise configs.ConfigError(
             f"run={wanted}: it was ended before it could tell where its time goes; give one that "
             "has ended well"
         )
     data, compute, sync, update = (run[time] for time in times)
-    step_size = run["step_size"]
+    # By what it truly saw: an epoch may be shorter than a window, and items may be masked.
+    minibatches, processes = run["minibatches"], run["processes"]
+    in_a_window = run["time_samples"] / (run["samples"] / minibatches) / processes
     found = warmup(
         scales,
-        items=run["effective_batch"] / step_size,
-        cost=(sync + update) * step_size / (data + compute),
+        items=run["items"] / minibatches * processes,
+        cost=(sync + update) * in_a_window / (data + compute),
     )
     console = open_console()
     console.print(f"run      {folder}\n", markup=False)

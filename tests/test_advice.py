@@ -24,6 +24,7 @@ from cadence.curve import advice_png
 from cadence.journal import Point
 from cadence.objectives import Regression
 from cadence.probe import noise_scale, probe
+from cadence.statefile import snapshot
 from cadence.summary import read_summary
 from cadence.throughput import Estimate, Forecast, Turn, forecast, simple
 from cadence.warmup import warmup
@@ -261,8 +262,12 @@ def test_a_probe_leaves_the_trainer_as_it_was() -> None:
     moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
     clock = trainer.clock
 
-    probe(trainer, data, step_sizes=(1, 2), halfway=40)
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cadence.probe.snapshot", lambda state: kept.append(1) or snapshot(state))
+        probe(trainer, data, step_sizes=(1, 2), halfway=40)
 
+    assert kept == [1]  # a second copy of model and moments, in the host's memory
     assert (trainer.clock, trainer.step_size, trainer.fitted.updates) == (clock, 3, fitted.updates)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     now = [state["exp_avg"] for state in trainer.optimizer.state.values()]
@@ -420,6 +425,29 @@ def test_the_schedule_of_a_run_is_an_override_that_trains(
     again = command(override, "trainer.max_epochs=1", "track=none")
     assert again.returncode == 0, again.stderr
     assert "; 2 from 128 samples on; 8 from 256 samples on" in again.stdout
+
+
+def test_a_schedule_is_by_what_a_runs_windows_truly_held(
+    command: CommandLine, warm: Warm, tmp_path: Path, tracking_uri: str
+) -> None:
+    # 1437 samples are 3 mini-batches, 479 in the mean: a window of 8 never has more
+    short = "data.batch_size=512", "trainer.step_size=8", "trainer.max_epochs=4"
+    assert command(*short, f"track.uri={tracking_uri}").returncode == 0
+    file = tmp_path / "run" / "summary.json"
+    run = read_summary(file)
+    assert (run["samples"], run["items"], run["minibatches"]) == (4 * 1437, 4 * 1437, 4 * 3)
+    file.write_text(json.dumps(run | {"items": run["items"] // 2}))  # as if half were masked
+    minibatch = (run["time_data_ms"] + run["time_compute_ms"]) / 3
+    cost = (run["time_sync_ms"] + run["time_update_ms"]) / minibatch
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as journal:
+        point = Point("train/noise_scale", 4.0**2 * 479 / 2 / cost, 1437, 1)
+        journal.write(f"{json.dumps(point._asdict())}\n")
+
+    ended = warm.run("src.advise", [f"run={tmp_path}/run"], tmp_path)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    rows = [line.split() for line in ended.stdout.splitlines() if line.startswith("1,437")]
+    assert [(row[0], row[2]) for row in rows] == [("1,437", "4.0")]
 
 
 def test_a_run_without_a_noise_scale_has_no_schedule(

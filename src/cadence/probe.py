@@ -18,6 +18,7 @@ from cadence.accumulation import Accumulator
 from cadence.batch import Batch, sample_count
 from cadence.measure import warm_up
 from cadence.noise import NoiseScale
+from cadence.statefile import snapshot, state_of
 from cadence.throughput import Estimate, Round, Turn
 from cadence.trainer import Trainer, announce_epoch, batches_in
 from cadence.update import total_norm
@@ -101,7 +102,7 @@ def probe(
     """
     minibatches = batches_in(train_loader)
     sizes = _possible(step_sizes, minibatches)
-    before = copy.deepcopy(trainer.state({}))
+    clock, before = trainer.clock, snapshot(trainer.state({}))
     working = copy.copy(trainer)  # with a step_size and a clock of its own
     turns = Turns(working, train_loader, minibatches)
     try:
@@ -111,13 +112,13 @@ def probe(
         while _goes_on(len(rounds), perf_counter() - start):
             rounds.append({size: turns.turn(size) for size in sizes})
         begun = copy.copy(trainer)
-        begun.restore(copy.deepcopy(before))
+        begun.restore(state_of(copy.deepcopy(before)))  # on the CPU it trains on these tensors
         begun.fit(train_loader, max_samples=halfway, max_seconds=FIRST_SECONDS)
-        samples = begun.clock.samples - before.clock.samples
-        items = begun.clock.items - before.clock.items
+        samples = begun.clock.samples - clock.samples
+        items = begun.clock.items - clock.items
         noise = noise_scale(begun, train_loader, autocast)
     finally:
-        trainer.restore(before)
+        trainer.restore(state_of(before))
     return Probe(
         rounds=rounds,
         samples=turns.samples,

@@ -51,6 +51,10 @@ class Fitted:
     """Updates refused or without any item."""
     samples: int
     """Samples trained on."""
+    items: int
+    """Items trained on."""
+    minibatches: int
+    """Mini-batches trained on, all processes together."""
     train_loss: float
     """Mean over the items of the applied updates of the last epoch begun; NaN without any."""
     val_loss: float
@@ -197,6 +201,8 @@ class Record:
             updates=clock.updates,
             updates_skipped=clock.updates_skipped,
             samples=clock.samples,
+            items=clock.items,
+            minibatches=clock.batches,
             train_loss=self._total_loss / self._items if self._items else math.nan,
             val_loss=math.nan if evaluation is None else evaluation.loss,
             val_metrics={} if evaluation is None else evaluation.metrics,

@@ -164,7 +164,7 @@ def read(file: Path) -> State:
     try:
         with file.open("rb") as opened:
             _refuse_damage(opened)
-            return _state(_contents(opened))
+            return state_of(_contents(opened))
     except OSError as error:
         problem = f"{error.strerror or error}; give the last.pt of a run's checkpoints folder"
         raise ValueError(f"checkpoint {file}: {problem}") from error
@@ -222,8 +222,15 @@ def _contents(opened: BinaryIO) -> Any:
         ) from error
 
 
-def _state(contents: Any) -> State:
-    """Return the state that a file's contents are, or say what is wrong with them."""
+def state_of(contents: Any) -> State:
+    """Return the state that was taken a snapshot of; its tensors are the snapshot's own.
+
+    Args:
+        contents: What `snapshot` returned, or what is in a file.
+
+    Raises:
+        ValueError: It is something else; the message says what is wrong with it.
+    """
     if not isinstance(contents, dict) or not isinstance(contents.get("schema"), int):
         raise ValueError("not a checkpoint of cadence; use one that it wrote")
     if contents["schema"] != SCHEMA:
