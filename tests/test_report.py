@@ -575,7 +575,7 @@ WHOLE_REPORT = r"""# Sweep digits
 
 > Warning: the two fastest cannot be told apart: step_size 4 with 2,500 (2,375 to 2,600) samples/s, step_size 8 with 2,400 (2,280 to 2,496) samples/s; leave the machine to the sweep alone, or ask for replicates (sweep.repeats=3)
 
-step_size is the number of mini-batches per update. To train with this answer, give `trainer.step_size=2`.
+step_size is the number of mini-batches per update. To train with this answer, give `trainer.step_size=2 scaling=sqrt` and whatever else the sweep was given.
 
 ![throughput against validation loss](pareto.png)
 
@@ -749,6 +749,36 @@ def test_other_keys_have_columns_and_the_best_of_each_step_size(tmp_path: Path) 
         "`trainer.step_size=4 optimizer.lr=0.1 data.batch_size=64`"
         in (tmp_path / "report.md").read_text()
     )
+
+
+@pytest.mark.parametrize(
+    ("fixed", "space", "given"),
+    [
+        ({}, {}, "trainer.step_size=2"),
+        (
+            {"scaling.name": "none", "schedule.name": "cosine"},
+            {},
+            "trainer.step_size=2 scaling=none schedule=cosine",
+        ),
+        (
+            {"scaling.name": "sqrt", "schedule.name": "cosine"},
+            {"scaling": "CategoricalDistribution(choices=('none', 'sqrt'))"},
+            "trainer.step_size=2 schedule=cosine",
+        ),
+        (
+            {"scaling.name": "sqrt", "schedule.name": "constant", "trainer.max_seconds": 20.0},
+            {},
+            "trainer.step_size=2 scaling=sqrt schedule=constant trainer.max_epochs=null "
+            "trainer.max_samples=null trainer.max_seconds=20",
+        ),
+    ],
+)
+def test_the_answer_names_what_a_sweep_chooses_beside_its_points(
+    tmp_path: Path, fixed: dict[str, Any], space: dict[str, str], given: str
+) -> None:
+    write_report(study_of(trial(2), space=space, fixed=fixed), tmp_path)
+
+    assert f"To train with this answer, give `{given}` and" in (tmp_path / "report.md").read_text()
 
 
 def test_samples_that_differ_are_warned_of() -> None:

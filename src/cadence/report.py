@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
 from textwrap import shorten
+from typing import Any
 
 import optuna
 
@@ -172,7 +173,7 @@ def _blocks(
     if comparison:
         yield (
             "step_size is the number of mini-batches per update. To train with this answer, give "
-            f"`{_overrides(comparison.knee)}`."
+            f"`{_overrides(comparison.knee, ledger)}` and whatever else the sweep was given."
         )
         yield "![throughput against validation loss](pareto.png)"
     yield _counts(ledger, has_picture=comparison is not None)
@@ -239,11 +240,10 @@ def _foretold(prediction: Prediction | None) -> str:
     return "-" if prediction is None else number(round(prediction.samples_per_second))
 
 
-def _overrides(result: Result) -> str:
-    searched = dict(result.params)
-    if result.step_size is not None:
-        searched = {STEP_SIZE: result.step_size, **searched}
-    return join(f"{key}={value}" for key, value in searched.items())
+def _overrides(result: Result, ledger: Ledger) -> str:
+    given: dict[str, Any] = {} if result.step_size is None else {STEP_SIZE: result.step_size}
+    given |= {**result.params, **ledger.choices()}
+    return join(f"{key}={value}" for key, value in given.items())
 
 
 def _listed(trials: Sequence[int]) -> str:
