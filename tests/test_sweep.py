@@ -194,20 +194,41 @@ def test_a_failed_trial_is_failed_everywhere_with_its_reason_and_the_sweep_goes_
     assert "Traceback" not in ended.stderr
 
 
-def test_too_many_failures_stop_the_sweep_with_their_reasons(
+DIVERGING = ("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_skipped=0", "track=none")
+
+
+def test_too_many_failures_stop_the_sweep_with_their_reasons_at_each_start(
     command: CommandLine, tmp_path: Path
 ) -> None:
-    ended = command(
-        *options(
-            tmp_path,
-            *("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_skipped=0", "track=none"),
-            *("hydra.sweeper.n_trials=4", "hydra.sweeper.max_failure_rate=0.25"),
-        )
-    )
+    limits = ("hydra.sweeper.n_trials=4", "hydra.sweeper.max_failure_rate=0.25")
+    for _ in range(2):
+        ended = command(*options(tmp_path, *DIVERGING, *limits))
 
-    assert ended.returncode == 1
-    assert "hydra.sweeper.max_failure_rate=0.25: 2 of 4 trials failed (trial 0: " in ended.stderr
-    assert len(study_of(tmp_path).trials) == 2
+        assert ended.returncode == 1
+        assert "hydra.sweeper.max_failure_rate=0.25: 2 of 4 trials failed (trial 0: " in (
+            ended.stderr
+        )
+        assert ended.stderr.endswith(
+            "); raise it, or correct the cause and give another hydra.sweeper.study_name=\n"
+        )
+        assert len(study_of(tmp_path).trials) == 2
+
+
+def test_a_sweep_whose_trials_all_failed_is_an_error_at_each_start(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    limits = ("hydra.sweeper.n_trials=1", "hydra.sweeper.max_failure_rate=1")
+    tracked = ("track=mlflow", f"track.uri={tracking_uri}")
+    for _ in range(2):
+        ended = command(*options(tmp_path, *DIVERGING, *limits, *tracked))
+
+        assert ended.returncode == 1
+        assert "1 of 1 trials failed (trial 0: " in ended.stderr
+        assert ended.stderr.endswith(
+            "); correct the cause and give another hydra.sweeper.study_name=\n"
+        )
+        parent = study_of(tmp_path).user_attrs["mlflow_parent_run_id"]
+        assert mlflow.MlflowClient(tracking_uri).get_run(parent).info.status == "FAILED"
 
 
 @pytest.mark.parametrize(

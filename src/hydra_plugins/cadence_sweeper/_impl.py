@@ -228,7 +228,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         repeats = self._config.sweep.repeats if self._config.sweep else 1
         every = sweeps.points(question.space)
         total = self._total if every is None else min(self._total, len(every) * repeats)
-        while (missing := total - len(sweeps.finished(self._study))) > 0:
+        while (missing := self._missing(total)) > 0:
             wanted = min(self._jobs, missing)
             ready = len(sweeps.waiting(self._study))
             if ready < wanted:
@@ -243,23 +243,28 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                     self._study.enqueue_trial(point, user_attrs={"replicate": replicate})
             self.n_trials = self.n_jobs = wanted
             super().sweep(arguments)
-            self._stop_if_failing(total)
         if total < self._total:
             self._console.print("every point of the search space is done")
 
-    def _stop_if_failing(self, total: int) -> None:
+    def _missing(self, total: int) -> int:
+        """Return how many trials are left to the total.
+
+        Raises:
+            ConfigError: Too many failed, or none is left and all have failed.
+        """
+        missing = total - len(sweeps.finished(self._study))
         reasons = sweeps.too_many_failed(self._study, self._failure_share, total)
-        if (
-            not reasons
-            and len(sweeps.finished(self._study)) >= total
-            and not self._study.best_trials
-        ):
+        remedy = "raise it, or correct"
+        if missing <= 0 and not reasons and not self._study.best_trials:
             reasons = sweeps.too_many_failed(self._study, 0.0, total)
+            remedy = "correct"
         if reasons:
             raise ConfigError(
                 f"hydra.sweeper.max_failure_rate={self._failure_share}: {len(reasons)} of {total} "
-                f"trials failed ({'; '.join(reasons)})"
+                f"trials failed ({'; '.join(reasons)}); {remedy} the cause and give another "
+                "hydra.sweeper.study_name="
             )
+        return missing
 
     def _sampler(self) -> Callable[[int], BaseSampler] | None:
         """Return ``seed -> sampler``; None for a grid, which goes through the space in order."""
