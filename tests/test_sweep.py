@@ -1,5 +1,6 @@
 """A sweep from the command line: links, resume, duplicates, refusals, failures."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import mlflow
 import optuna
 import pytest
 from conftest import ROOT, CommandLine
+from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 from sqlalchemy import event
 from told import in_mlflow, in_the_folder
@@ -159,6 +161,37 @@ def test_a_changed_question_is_refused_with_the_difference(
     assert len(study_of(tmp_path).trials) == 1
 
 
+QUESTION = sweeps.Question(
+    {"trainer.step_size": IntDistribution(1, 8)}, ["minimize", "maximize"], {"seed": 0}
+)
+ANOTHER = dataclasses.replace(QUESTION, fixed={"seed": 1})
+
+
+@pytest.mark.parametrize("comes_to_something", [True, False])
+def test_a_changed_question_is_taken_until_a_trial_has_come_to_something(
+    comes_to_something: bool,
+) -> None:
+    storage = sweeps.open_storage(None)
+    study = sweeps.open_study(storage, "s", QUESTION)
+    running, waiting = study.ask(), 1
+    study.enqueue_trial({"trainer.step_size": 4})
+
+    if comes_to_something:
+        with pytest.raises(ValueError, match=r"seed: was 0, now 1"):
+            sweeps.open_study(storage, "s", ANOTHER, lambda trial: trial.number == running.number)
+        assert study.user_attrs["question"] == QUESTION.stated()
+        assert study.trials[waiting].state == TrialState.WAITING
+        return
+    again = sweeps.open_study(storage, "s", ANOTHER)
+
+    assert again.user_attrs["question"] == ANOTHER.stated()
+    assert [trial.state for trial in again.trials] == [TrialState.FAIL] * 2
+    assert sweeps.finished(again) == sweeps.waiting(again) == []
+    again.tell(again.ask(), state=TrialState.FAIL)
+    with pytest.raises(ValueError, match=r"seed: was 1, now 0"):
+        sweeps.open_study(storage, "s", QUESTION)
+
+
 def test_a_sweep_without_multirun_says_how_to_start_it(command: CommandLine) -> None:
     ended = command("sweep=step_size")
 
@@ -192,6 +225,31 @@ def test_a_failed_trial_is_failed_everywhere_with_its_reason_and_the_sweep_goes_
     assert run.data.tags["cadence.reason"] == failed.user_attrs["reason"]
     assert f"trial {failed.number}: optimizer.lr=1e+30: failed: DivergedError" in ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_point_that_does_not_compose_fails_with_its_reason_and_the_sweep_goes_on(
+    command: CommandLine, tmp_path: Path, tracking_uri: str, jobs: int
+) -> None:
+    ended = command(
+        *("--multirun", "sweep=step_size_grid", f"hydra.sweep.dir={tmp_path}/sweep", *TINY),
+        *("model=choice(cnnn,mlp)", "trainer.step_size=choice(2,0)", f"track.uri={tracking_uri}"),
+        *(f"hydra.sweeper.n_jobs={jobs}", "hydra.sweeper.study_name=typing"),
+        "hydra.sweeper.max_failure_rate=1",
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    trials = study_of(tmp_path, "typing").trials
+    states = {(t.params["model"], t.params["trainer.step_size"]): t for t in trials}
+    assert states["mlp", 2].state == TrialState.COMPLETE
+    failed = states["cnnn", 2]
+    assert failed.state == states["mlp", 0].state == states["cnnn", 0].state == TrialState.FAIL
+    reason = "ConfigError: model=cnnn: no such option; choose one of cnn, gpt, mlp"
+    assert failed.user_attrs["reason"] == reason
+    run = mlflow.MlflowClient(tracking_uri).get_run(failed.user_attrs["mlflow_run_id"])
+    assert (run.info.status, run.data.tags["cadence.reason"]) == ("FAILED", reason)
+    for trial in trials:
+        assert trial.user_attrs["folder"] == str(tmp_path / "sweep" / "trials" / str(trial.number))
 
 
 DIVERGING = ("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_skipped=0", "track=none")

@@ -9,17 +9,20 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, RandomSampler
@@ -28,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cadence import sweep as sweeps
 from cadence.checkpoint import has_begun
-from cadence.config import ConfigError, checked, flattened
+from cadence.config import ConfigError, checked, explained, flattened
 from cadence.console import open_console, print_report
 from cadence.liveness import FILE as LOCK
 from cadence.liveness import goes_on
@@ -101,7 +104,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         """Take the composed config, and stand between the official sweeper and its launcher."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert self.launcher is not None
-        self.launcher = _Watched(self.launcher, self._keep, self._without_the_dead)
+        self.launcher = _Watched(self.launcher, self._refusal, self._keep, self._without_the_dead)
         self._config = config
         self._task = copy.deepcopy(config)  # the run's own config, as a run sees it
         OmegaConf.set_readonly(self._task, False)
@@ -126,7 +129,9 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         with sweeps.alone(self._folder), _kept_by(self.storage):
             self.storage = sweeps.open_storage(self.storage)
             with sweeps.alone_with_study(self.storage, self._name):
-                self._study = sweeps.open_study(self.storage, self._name, question)
+                self._study = sweeps.open_study(
+                    self.storage, self._name, question, self._may_be_told
+                )
                 self._go_on(arguments, question)
 
     def _go_on(self, arguments: list[str], question: sweeps.Question) -> None:
@@ -208,6 +213,11 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 "hydra.sweeper.params: nothing to search in it; give a range, such as "
                 "trainer.step_size=choice(1,2,4,8)"
             )
+        if self._is_grid:
+            try:
+                sweeps.check_grid(searched)
+            except ValueError as error:
+                raise ConfigError(f"hydra/sweeper/sampler=grid: {error}") from error
         directions = self._get_directions()
         if directions != ["minimize", "maximize"]:
             raise ConfigError(
@@ -226,9 +236,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _run(self, arguments: list[str], question: sweeps.Question) -> None:
         repeats = self._config.sweep.repeats if self._config.sweep else 1
-        every = sweeps.points(question.space)
-        total = self._total if every is None else min(self._total, len(every) * repeats)
-        while (missing := self._missing(total)) > 0:
+        while missing := self._missing(question, repeats):
             wanted = min(self._jobs, missing)
             ready = len(sweeps.waiting(self._study))
             if ready < wanted:
@@ -243,19 +251,23 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                     self._study.enqueue_trial(point, user_attrs={"replicate": replicate})
             self.n_trials = self.n_jobs = wanted
             super().sweep(arguments)
-        if total < self._total:
+        if sweeps.left(self._study, question.space, repeats) == 0:
             self._console.print("every point of the search space is done")
 
-    def _missing(self, total: int) -> int:
-        """Return how many trials are left to the total.
+    def _missing(self, question: sweeps.Question, repeats: int) -> int:
+        """Return how many trials are left to run.
 
         Raises:
             ConfigError: Too many failed, or none is left and all have failed.
         """
-        missing = total - len(sweeps.finished(self._study))
+        finished = len(sweeps.finished(self._study))
+        left = sweeps.left(self._study, question.space, repeats)
+        missing = max(0, self._total - finished)
+        missing = missing if left is None else min(missing, left)
+        total = finished + missing
         reasons = sweeps.too_many_failed(self._study, self._failure_share, total)
         remedy = "raise it, or correct"
-        if missing <= 0 and not reasons and not self._study.best_trials:
+        if not missing and not reasons and not self._study.best_trials:
             reasons = sweeps.too_many_failed(self._study, 0.0, total)
             remedy = "correct"
         if reasons:
@@ -266,10 +278,14 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             )
         return missing
 
+    @property
+    def _is_grid(self) -> bool:
+        return "GridSampler" in self._sampler_config._target_
+
     def _sampler(self) -> Callable[[int], BaseSampler] | None:
         """Return ``seed -> sampler``; None for a grid, which goes through the space in order."""
         config = self._sampler_config
-        if "GridSampler" in config._target_:
+        if self._is_grid:
             return None
         base = config.get("seed") or 0
 
@@ -311,6 +327,19 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             trial.set_user_attr("mlflow_run_id", run_id)
             links.append(f"track.run_id={run_id}")
         return links
+
+    def _refusal(self, overrides: Sequence[str]) -> ConfigError | None:
+        """Return why a trial's config cannot be composed; None = it can.
+
+        Launchers compose it outside of the job, where an error would end the sweep and not the
+        trial.
+        """
+        assert self.hydra_context is not None
+        try:
+            self.hydra_context.config_loader.load_sweep_config(self._config, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            return ConfigError(explained(error))
+        return None
 
     def _keep(self, returned: Sequence[JobReturn]) -> None:
         for trial, one in zip(self._asked, returned, strict=True):
@@ -361,23 +390,22 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         self._study.set_user_attr("mlflow_parent_run_id", lineage.parent)
         return lineage
 
-    def _without_the_dead(self, error: Exception) -> Sequence[JobReturn]:
-        """Return what a batch came to in which one worker died; raise where that is not clear."""
+    def _without_the_dead(self, numbers: range, error: Exception) -> Sequence[JobReturn]:
+        """Return what trials came to of which one's worker died; raise where that is not clear."""
+        trials = [trial for trial in self._asked if trial.number in numbers]
         until = time.monotonic() + START_SECONDS
-        while any(map(_has_run, self._asked)) and not all(map(_has_run, self._asked)):
+        while any(map(_has_run, trials)) and not all(map(_has_run, trials)):
             if time.monotonic() > until:
                 raise error
             time.sleep(0.2)
         self._wait(math.inf)
-        results = [self._result(trial) for trial in self._asked]
-        dead = [t for t, result in zip(self._asked, results, strict=True) if result is None]
+        results = [self._result(trial) for trial in trials]
+        dead = [t for t, result in zip(trials, results, strict=True) if result is None]
         if len(dead) > 1 or not all(_has_run(trial) for trial in dead):
             raise error
         lost = ChildProcessError(f"its worker died: {str(error).splitlines()[0]}")
         return [
-            JobReturn(status=JobStatus.COMPLETED, _return_value=result)
-            if result
-            else JobReturn(status=JobStatus.FAILED, _return_value=lost)
+            JobReturn(status=JobStatus.COMPLETED, _return_value=result) if result else _failed(lost)
             for result in results
         ]
 
@@ -429,6 +457,10 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                     delivered(folder, self._config.track.uri)
             except (DeliveryError, ValueError, OSError) as error:
                 log.warning("trial %d: %s", trial.number, in_one_line(error))
+
+    def _may_be_told(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial that a dead sweep left behind still runs, or ran to its end."""
+        return _goes_on(trial) or self._result(trial) is not None
 
     def _result(self, trial: FrozenTrial | Trial) -> tuple[float, float] | None:
         """Return a trial's objectives if its run had ended in every place; None = it had not."""
@@ -486,16 +518,29 @@ def _has_devices_of_its_own(launcher: DictConfig) -> bool:
     return ray is not None and bool(ray.init.get("address") or ray.remote.get("num_gpus"))
 
 
+def _failed(error: Exception) -> JobReturn:
+    return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
 class _Watched(Launcher):
-    """A launcher whose returns are looked at before the official sweeper tells them."""
+    """A launcher that takes only what composes, and whose returns are looked at before being told.
+
+    Args:
+        launcher: The launcher.
+        refusal: Why a job's overrides do not compose; None = they do.
+        look: Sees what a whole batch came to.
+        without_the_dead: What the jobs of these numbers came to, of which one's worker died.
+    """
 
     def __init__(
         self,
         launcher: Launcher,
+        refusal: Callable[[Sequence[str]], ConfigError | None],
         look: Callable[[Sequence[JobReturn]], None],
-        without_the_dead: Callable[[Exception], Sequence[JobReturn]],
+        without_the_dead: Callable[[range, Exception], Sequence[JobReturn]],
     ) -> None:
         self._launcher = launcher
+        self._refusal = refusal
         self._look = look
         self._without_the_dead = without_the_dead
 
@@ -507,14 +552,36 @@ class _Watched(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Launch a batch, and show what it returned."""
+        """Launch a batch, all at once between those that do not compose, and show what it returned.
+
+        A launcher numbers its jobs without a gap, and a trial's folder has its number.
+        """
+        returns: list[JobReturn] = []
+        for refusal, together in self._parts(job_overrides):
+            if refusal is None:
+                returns += self._launched(list(together), initial_job_idx + len(returns))
+            else:
+                returns.append(_failed(refusal))
+        self._look(returns)
+        return returns
+
+    def _parts(
+        self, jobs: Sequence[Sequence[str]]
+    ) -> Iterable[tuple[ConfigError | None, Iterable[Sequence[str]]]]:
+        """Part a batch where a job is refused; one alone is only asked about when it has failed.
+
+        To compose takes a tenth of a second.
+        """
+        return groupby(jobs, self._refusal) if len(jobs) > 1 else [(None, jobs)]
+
+    def _launched(self, jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
         try:
-            returns = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
+            return self._launcher.launch(jobs, initial_job_idx=first)
         except KeyboardInterrupt:
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()  # its workers would go on until this process ends
             raise
         except Exception as error:
-            returns = self._without_the_dead(error)
-        self._look(returns)
-        return returns
+            if len(jobs) == 1 and (refusal := self._refusal(jobs[0])) is not None:
+                return [_failed(refusal)]
+            return self._without_the_dead(range(first, first + len(jobs)), error)
