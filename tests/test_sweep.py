@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -361,6 +362,61 @@ def test_a_trial_whose_training_had_ended_when_its_sweep_died_is_told_and_not_ru
     assert trial.values == told.values
     run = mlflow.MlflowClient(tracking_uri).get_run(trial.user_attrs["mlflow_run_id"])
     assert run.info.status == "FINISHED"
+
+
+def test_a_point_at_which_each_process_dies_is_asked_so_often_and_then_fails() -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    study.enqueue_trial({"trainer.step_size": 4}, user_attrs={"replicate": 2})
+    closed = []
+    for _ in range(sweeps.DEATHS):
+        assert len(sweeps.waiting(study)) == 1
+        study.ask()
+        closed += sweeps.close_abandoned(
+            study, lambda trial: None, lambda trial: trial.user_attrs.get("deaths", 0) + 1
+        )
+
+    assert [reason for _, reason in closed] == [None] * 4 + [
+        "its process died 5 times at this point"
+    ]
+    *again, last = study.trials
+    assert all(trial.user_attrs["abandoned"] for trial in again)
+    assert [trial.user_attrs["replicate"] for trial in again] == [2] * 4
+    assert sweeps.finished(study) == [last]
+    assert (last.state, last.user_attrs["reason"]) == (TrialState.FAIL, closed[-1][1])
+    assert sweeps.waiting(study) == []
+
+
+@pytest.mark.parametrize("got_on", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_point_whose_process_died_too_often_is_failed_everywhere_unless_it_got_on(
+    command: CommandLine, tmp_path: Path, tracking_uri: str, got_on: bool
+) -> None:
+    arguments = options(tmp_path, "hydra.sweeper.n_trials=1", f"track.uri={tracking_uri}")
+    assert command(*arguments).returncode == 0
+    forget_the_end_of_the_only_trial(tmp_path / "sweep" / "study.db")
+    study = study_of(tmp_path)
+    (trial,) = study.trials
+    sweeps.note(study, trial, {"deaths": sweeps.DEATHS - 1})
+    (tmp_path / "sweep" / "trials" / "0" / "summary.json").unlink()
+    if not got_on:
+        shutil.rmtree(tmp_path / "sweep" / "trials" / "0" / "checkpoints")
+
+    ended = command(*arguments)
+
+    if got_on:
+        assert ended.returncode == 0, ended.stderr
+        assert [t.state for t in study_of(tmp_path).trials] == [
+            TrialState.FAIL,
+            TrialState.COMPLETE,
+        ]
+        return
+    reason = "its process died 5 times at this point"
+    assert ended.returncode == 1
+    assert f"1 of 1 trials failed (trial 0: {reason})" in ended.stderr
+    (trial,) = study_of(tmp_path).trials
+    assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, reason)
+    run = mlflow.MlflowClient(tracking_uri).get_run(trial.user_attrs["mlflow_run_id"])
+    assert (run.info.status, run.data.tags["cadence.reason"]) == ("FAILED", reason)
+    assert reason in (tmp_path / "sweep" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

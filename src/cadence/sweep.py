@@ -46,6 +46,12 @@ COUNTABLE = 10_000
 LOCKED_SECONDS = 60.0
 """How long a study waits for another process to unlock its SQLite file; by itself it would be 5."""
 
+DEATHS = 5
+"""Deaths of its process in a row, without getting on, at which a point has failed."""
+
+SUSPECTED = 2
+"""Such deaths from which a point is asked alone: no other trial of its batch is to die with it."""
+
 TRIES = 100
 """Proposals of the sampler that are looked at for a point that is new."""
 
@@ -156,21 +162,25 @@ def note(study: optuna.Study, trial: FrozenTrial, news: Mapping[str, Any]) -> No
 def close_abandoned(
     study: optuna.Study,
     result: Callable[[FrozenTrial], tuple[float, float] | None],
+    deaths: Callable[[FrozenTrial], int],
     *,
     spared: Collection[int] = (),
-) -> list[FrozenTrial]:
+) -> list[tuple[FrozenTrial, str | None]]:
     """Close the trials that a dead sweep left running, and ask their points again.
 
     Args:
         study: The study; no other process may be running it.
         result: A trial's values if its training came to its end before the sweep died, which only
             remains to be told; None = it did not.
+        deaths: How many times in a row the process died at a trial's point and got nowhere, this
+            time included. At `DEATHS` the trial has failed, and its point is not asked again.
         spared: Numbers of trials that stay as they are.
 
     Returns:
-        The trials that were closed; each is FAIL and has the user attribute ``abandoned``.
+        The trials that were closed, and why they failed; None = not for a reason of their own: they
+        have the user attribute ``abandoned``. Each is FAIL.
     """
-    abandoned = []
+    closed: list[tuple[FrozenTrial, str | None]] = []
     for trial in running(study):
         if trial.number in spared:
             continue
@@ -178,13 +188,20 @@ def close_abandoned(
         if values is not None:
             study.tell(trial.number, list(values))
             continue
+        died = deaths(trial)
+        if died >= DEATHS:
+            reason = f"its process died {died} times at this point"
+            note(study, trial, {"reason": reason})
+            study.tell(trial.number, state=TrialState.FAIL)
+            closed.append((trial, reason))
+            continue
         note(study, trial, {"abandoned": True})
         study.tell(trial.number, state=TrialState.FAIL)
         point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if point:  # one that died before it had a point has nothing to ask again
-            study.enqueue_trial(point, user_attrs=_carried(trial))
-        abandoned.append(trial)
-    return abandoned
+            study.enqueue_trial(point, user_attrs=_carried(trial) | {"deaths": died})
+        closed.append((trial, None))
+    return closed
 
 
 def keep(trial: Trial, attributes: Mapping[str, Any]) -> None:
@@ -213,6 +230,12 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 def waiting(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that are asked and not begun, in their order."""
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+
+def batch_size(study: optuna.Study, most: int) -> int:
+    """Return how many trials to run at once, at most ``most``: 1 while a deadly point waits."""
+    deaths = (trial.user_attrs.get("deaths", 0) for trial in waiting(study))
+    return 1 if max(deaths, default=0) >= SUSPECTED else most
 
 
 def next_points(

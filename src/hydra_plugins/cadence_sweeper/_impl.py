@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
     def _run(self, arguments: list[str], question: sweeps.Question) -> None:
         repeats = self._config.sweep.repeats if self._config.sweep else 1
         while missing := self._missing(question, repeats):
-            wanted = min(self._jobs, missing)
+            wanted = sweeps.batch_size(self._study, min(self._jobs, missing))
             ready = len(sweeps.waiting(self._study))
             if ready < wanted:
                 new = sweeps.next_points(
@@ -356,9 +357,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             return
         reason = self._reason(returned)
         trial.set_user_attr("reason", reason)
-        self._say(trial, f"failed: {reason}")
-        if self._lineage is not None:
-            self._lineage.end_child(trial.user_attrs["mlflow_run_id"], "FAILED", reason)
+        self._tell_failure(trial, reason)
         # Told as NaN it becomes FAIL, without a traceback for each.
         returned.status, returned.return_value = JobStatus.COMPLETED, (math.nan, math.nan)
 
@@ -375,7 +374,13 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         error = returned._return_value  # the property would print a traceback as well
         return with_its_type(error)
 
-    def _say(self, trial: Trial, what: str) -> None:
+    def _tell_failure(self, trial: FrozenTrial | Trial, reason: str) -> None:
+        self._say(trial, f"failed: {reason}")
+        run_id = trial.user_attrs.get("mlflow_run_id")
+        if self._lineage is not None and run_id is not None:
+            self._lineage.end_child(run_id, "FAILED", reason)
+
+    def _say(self, trial: FrozenTrial | Trial, what: str) -> None:
         point = " ".join(f"{name}={value}" for name, value in trial.params.items())
         self._console.print(f"trial {trial.number}: {point}: {what}", markup=False)
 
@@ -434,8 +439,14 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         self._deliver_the_rest()
         for trial in sweeps.running(self._study):
             sweeps.note(self._study, trial, self._summary(trial.user_attrs.get("folder", "")))
-        for trial in sweeps.close_abandoned(self._study, self._result, spared=spared):
-            self._console.print(f"trial {trial.number} was cut off; its point is asked again")
+        deaths = partial(_deaths, interrupted=patience < math.inf)
+        for trial, reason in sweeps.close_abandoned(
+            self._study, self._result, deaths, spared=spared
+        ):
+            if reason is None:
+                self._console.print(f"trial {trial.number} was cut off; its point is asked again")
+            else:
+                self._tell_failure(trial, reason)
         if self._lineage is not None:
             self._lineage.end_lost([trial.user_attrs.get("mlflow_run_id", "") for trial in alive])
 
@@ -507,9 +518,23 @@ def _goes_on(trial: FrozenTrial) -> bool:
     return folder is not None and goes_on(Path(folder))
 
 
-def _has_run(trial: Trial) -> bool:
+def _has_run(trial: FrozenTrial | Trial) -> bool:
     """Return whether a trial's run had begun, whatever became of it."""
-    return (Path(trial.user_attrs["folder"]) / LOCK).exists()
+    folder = trial.user_attrs.get("folder")
+    return folder is not None and (Path(folder) / LOCK).exists()
+
+
+def _deaths(trial: FrozenTrial, *, interrupted: bool) -> int:
+    """Return how often in a row its process died at a trial's point without a new checkpoint.
+
+    Args:
+        trial: One that was begun, and neither told nor going on.
+        interrupted: Whether this time it was ended on purpose.
+    """
+    before: int = trial.user_attrs.get("deaths", 0)
+    if not _has_run(trial) or interrupted:
+        return before
+    return 0 if has_begun(Path(trial.user_attrs["folder"])) else before + 1
 
 
 def _has_devices_of_its_own(launcher: DictConfig) -> bool:
