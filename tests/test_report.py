@@ -37,6 +37,12 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 }
 
 
+TURN = {
+    "time_samples": 64,
+    **{f"time_{part}_ms": 1.0 for part in ("data", "compute", "sync", "update")},
+}
+
+
 @pytest.fixture(autouse=True)
 def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -484,6 +490,42 @@ def test_points_of_one_step_size_are_no_rivals() -> None:
 
     assert warnings_of_noise(by_lr) == []
     assert warnings_of_noise([*by_lr, result(2, 0.6, (300, 290, 310))]) == []
+
+
+def test_a_throughput_of_too_few_windows_differs_from_no_other(tmp_path: Path) -> None:
+    study = study_of(
+        trial(1, 0.5, 1000.0, updates=100, updates_skipped=0, **TURN),
+        trial(2, 0.5, 1500.0, updates=50, updates_skipped=0, **TURN),
+        trial(32, 0.5, 9000.0, updates=3, updates_skipped=1, samples_per_second_p10=1.0, **TURN),
+        trial(64, 0.5, 400.0, updates=1, **TURN),
+        fixed={"seed": 0},
+    )
+    one, two, cold, colder = results(read(study))
+
+    assert two.throughput.above(one.throughput)
+    assert not any(point.throughput.apart(one.throughput) for point in (cold, colder))
+    assert gain(cold, one) == gain(colder, one) == 1
+    assert cold.window is None
+    assert str(cold.throughput) == "9,000 (too few windows)"
+    assert versus(cold, one) == ("the throughput of 1 (too few windows to tell) at the same loss")
+    report = write_report(study, tmp_path)
+    assert report.sentence == "step_size 2: 1.5x the throughput of 1 at the same loss"
+    assert report.warnings == (
+        "step_size 32, step_size 64: fewer than 5 windows, of which the first are slow, tell no "
+        "throughput, so it counts for nothing here; train on more samples (trainer.max_samples, "
+        "trainer.max_epochs or trainer.max_seconds)",
+    )
+
+
+def test_replicates_are_as_cold_as_the_coldest_of_them() -> None:
+    enough = trial(2, updates=5, updates_skipped=0)
+    warm, cold = (
+        results(read(study_of(enough, trial(2, updates=updates, updates_skipped=0))))[0]
+        for updates in (5, 4)
+    )
+
+    assert warm.throughput.is_measured
+    assert not cold.throughput.is_measured
 
 
 # Numbers as text
