@@ -528,6 +528,27 @@ def test_replicates_are_as_cold_as_the_coldest_of_them() -> None:
     assert not cold.throughput.is_measured
 
 
+def test_step_sizes_beyond_an_epoch_are_said_to_be_one_training(tmp_path: Path) -> None:
+    sizes = {2: 128, 4: 256, 8: 300, 16: 300, 32: 300}
+    study = study_of(*(trial(k, effective_batch=items) for k, items in sizes.items()))
+
+    assert write_report(study, tmp_path).warnings == (
+        "step_size 8, 16, 32 are the same training: a window ends with its epoch, and these hold a "
+        "whole one (300 items); search below",
+    )
+
+
+def test_points_of_one_effective_batch_that_differ_otherwise_are_not_the_same(
+    tmp_path: Path,
+) -> None:
+    by_batch_size = [
+        trial(step_size, effective_batch=64, params={"data.batch_size": 64 // step_size})
+        for step_size in (1, 4)
+    ]
+
+    assert write_report(study_of(*by_batch_size), tmp_path).warnings == ()
+
+
 # Numbers as text
 
 

@@ -1,5 +1,6 @@
 """A sweep's report: the answer in one sentence, its tables and pictures, every trial as CSV."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,11 @@ def write_report(study: optuna.Study, folder: Path) -> Report:
     comparison = compare(found, equal_time=equal_time) if found else None
     said = sentence(comparison) if comparison else _without_result(ledger)
     table = table_by_step_size(comparison) if comparison else Table((), ())
-    warnings = [*_warnings_of_samples(ledger), *warnings_of_noise(found)]
+    warnings = [
+        *_warnings_of_samples(ledger),
+        *_warnings_of_epochs(found),
+        *warnings_of_noise(found),
+    ]
 
     contents: dict[str, bytes] = {}
     blocks = _blocks(ledger, comparison, said, table, warnings)
@@ -157,6 +162,22 @@ def _warnings_of_samples(ledger: Ledger) -> list[str]:
         f"the trials saw different numbers of samples, from {samples[0]:,} to {samples[-1]:,}, so "
         "their losses do not compare; set trainer.max_samples"
     ]
+
+
+def _warnings_of_epochs(found: Sequence[Result]) -> Iterator[str]:
+    """Warn of step_sizes whose windows are all cut to the same epoch."""
+    alike: defaultdict[tuple[float, tuple[tuple[str, str], ...]], list[str]] = defaultdict(list)
+    for result in found:
+        if result.step_size is not None and result.effective_batch is not None:
+            key = (result.effective_batch, tuple(result.others.items()))
+            alike[key].append(str(result.step_size))
+    for (items, others), sizes in alike.items():
+        if len(sizes) > 1:
+            where = "".join(f", {key} {value}" for key, value in others)
+            yield (
+                f"step_size {', '.join(sizes)}{where} are the same training: a window ends with "
+                f"its epoch, and these hold a whole one ({number(items)} items); search below"
+            )
 
 
 def _blocks(
