@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from sqlalchemy import event
 from told import in_mlflow, in_the_folder
 
 from cadence import sweep as sweeps
-from cadence.lineage import Lineage
+from cadence.lineage import Lineage, parent_of_folder
 from cadence.manifest import Delivered
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
@@ -473,7 +474,7 @@ def forget_the_end_of_the_only_trial(database: Path) -> None:
 def test_a_sweep_whose_tracking_moved_gets_a_parent_at_the_new_place(
     tmp_path: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there = (tracking_uri, "moved", "a sweep", tmp_path)
+    there = (tracking_uri, "moved", "a sweep", tmp_path, "an id")
 
     lineage = Lineage(*there, parent="0" * 32)
 
@@ -483,6 +484,65 @@ def test_a_sweep_whose_tracking_moved_gets_a_parent_at_the_new_place(
     assert Lineage(*there, parent=lineage.parent).parent == lineage.parent
     run = mlflow.MlflowClient(tracking_uri).get_run(lineage.parent)
     assert run.info.run_name == "a sweep"
+    assert not lineage.has_finished("0" * 32)
+
+
+def test_a_study_begun_anew_gets_a_parent_of_its_own(tmp_path: Path, tracking_uri: str) -> None:
+    studies = [sweeps.open_study(sweeps.open_storage(None), "s", QUESTION) for _ in range(2)]
+    ids = [sweeps.study_id(study) for study in studies]
+
+    first, anew, after_a_crash = (
+        Lineage(tracking_uri, "anew", "s", tmp_path, ids[index], parent=None) for index in (0, 1, 0)
+    )
+
+    assert sweeps.study_id(studies[0]) == ids[0]
+    assert first.parent != anew.parent
+    assert after_a_crash.parent == first.parent
+
+
+def test_a_parent_that_was_deleted_in_mlflow_is_replaced(
+    tmp_path: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = (tracking_uri, "deleted", "a sweep", tmp_path, "an id")
+    client = mlflow.MlflowClient(tracking_uri)
+    before = Lineage(*there, parent=None)
+    child = before.child(0)
+    client.delete_run(before.parent)
+
+    lineage = Lineage(*there, parent=before.parent)
+
+    assert lineage.parent != before.parent
+    assert caplog.messages == [
+        f"the sweep's run {before.parent} was deleted in {tracking_uri}; it gets another there"
+    ]
+    lineage.end_lost()
+    assert client.get_run(child).info.status == "KILLED"
+
+
+def test_a_sweep_in_another_experiment_gets_a_parent_there_and_leaves_nothing_running(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    before = Lineage(tracking_uri, "before", "a sweep", tmp_path, "an id", parent=None)
+    lost, alive = before.child(0), before.child(1)
+    client = mlflow.MlflowClient(tracking_uri)
+
+    after = Lineage(tracking_uri, "after", "a sweep", tmp_path, "an id", before.parent)
+    after.end_lost([alive])
+
+    experiment = client.get_experiment_by_name("after")
+    assert experiment is not None
+    assert client.get_run(after.parent).info.experiment_id == experiment.experiment_id
+    statuses = [client.get_run(run).info.status for run in (before.parent, lost, alive)]
+    assert statuses == ["KILLED", "KILLED", "RUNNING"]
+
+
+def test_jobs_that_begin_at_once_make_one_parent(tmp_path: Path, tracking_uri: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        parents = [
+            pool.submit(parent_of_folder, tracking_uri, "at once", tmp_path) for _ in range(4)
+        ]
+
+    assert len({parent.result() for parent in parents}) == 1
 
 
 def test_trials_stay_in_folders_of_their_numbers(command: CommandLine, tmp_path: Path) -> None:

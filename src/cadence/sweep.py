@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import math
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -132,6 +133,13 @@ def open_study(
     study.set_user_attr("question", stated)
     _name_objectives(study)
     return study
+
+
+def study_id(study: optuna.Study) -> str:
+    """Return what tells a study from every other one, also of its name, folder and storage."""
+    if "id" not in study.user_attrs:
+        study.set_user_attr("id", uuid.uuid4().hex)
+    return str(study.user_attrs["id"])
 
 
 def _drop_open_trials(study: optuna.Study) -> None:

@@ -391,7 +391,8 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         from cadence.lineage import Lineage
 
         known = self._study.user_attrs.get("mlflow_parent_run_id")
-        lineage = Lineage(track.uri, track.experiment, self._name, self._folder, known)
+        study_id = sweeps.study_id(self._study)
+        lineage = Lineage(track.uri, track.experiment, self._name, self._folder, study_id, known)
         self._study.set_user_attr("mlflow_parent_run_id", lineage.parent)
         return lineage
 
