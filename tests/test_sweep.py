@@ -120,6 +120,26 @@ def test_a_space_with_fewer_points_than_trials_ends_when_all_are_done_and_says_s
     assert sorted(step_sizes(study_of(tmp_path))) == [1, 2, 4]
 
 
+def test_what_is_held_fixed_is_what_the_trials_share_with_its_types(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    constants = "trainer.step_size:2,optimizer:sgd,trainer.max_seconds:'choice(1,2)'"
+    ended = command(
+        *("--multirun", "sweep=equal_seconds", f"hydra.sweep.dir={tmp_path}/sweep", "track=none"),
+        f"++hydra.sweeper.params={{model:'choice(mlp,cnn)',{constants}}}",
+        *("trainer.max_seconds=0.1", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2"),
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    question = study_of(tmp_path, "s").user_attrs["question"]
+    assert list(question["space"]) == ["model"]
+    assert question["fixed"]["trainer.max_seconds"] == 0.1
+    assert question["fixed"]["trainer.step_size"] == 2
+    assert question["fixed"]["optimizer._target_"] == "torch.optim.SGD"
+    assert "optimizer.betas" not in question["fixed"]
+    assert [key for key in question["fixed"] if key.startswith("model.")] == []
+
+
 @pytest.mark.slow
 def test_repeats_run_each_point_with_seeds_of_its_own(command: CommandLine, tmp_path: Path) -> None:
     ended = command(*options(tmp_path, CHOICE, "sweep.repeats=2", "track=none", "seed=5"))

@@ -4,7 +4,6 @@ The official sweeper asks, launches and tells; it is called for one batch of tri
 what it lacks is decided between the batches, from the study alone.
 """
 
-import copy
 import logging
 import math
 import sys
@@ -107,10 +106,6 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         assert self.launcher is not None
         self.launcher = _Watched(self.launcher, self._refusal, self._keep, self._without_the_dead)
         self._config = config
-        self._task = copy.deepcopy(config)  # the run's own config, as a run sees it
-        OmegaConf.set_readonly(self._task, False)
-        OmegaConf.set_struct(self._task, False)
-        del self._task["hydra"]
         self._folder = Path(config.hydra.sweep.dir).absolute()
         if self.study_name is None:
             raise ConfigError("hydra.sweeper.study_name=null: a sweep needs a name to go on by")
@@ -124,9 +119,10 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             ConfigError: The study asks another question, another process runs it, or too many
                 trials failed.
         """
-        self._check()
         self._process_searchspace_config()
-        question = self._question(arguments)
+        space, shared = self._space_and_shared(arguments)
+        self._check(shared)
+        question = self._question(space, shared)
         with sweeps.alone(self._folder), _kept_by(self.storage):
             self.storage = sweeps.open_storage(self.storage)
             with sweeps.alone_with_study(self.storage, self._name):
@@ -150,9 +146,9 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             self._close_abandoned(patience)
             self._report(status)
 
-    def _check(self) -> None:
+    def _check(self, shared: DictConfig) -> None:
         """Refuse what no trial could run with, before anything is written."""
-        checked(self._task)
+        checked(shared)
         if Path(self._name).name != self._name or self._name == "..":
             raise ConfigError(
                 f"hydra.sweeper.study_name={self._name}: must be a plain name, because a folder is "
@@ -199,16 +195,32 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 engine,
             )
 
-    def _question(self, arguments: list[str]) -> sweeps.Question:
+    def _space_and_shared(
+        self, arguments: list[str]
+    ) -> tuple[dict[str, BaseDistribution], DictConfig]:
+        """Return the searched keys, and the config of a trial at which none of them is set."""
         parameters = [*self._parse_sweeper_params_config(), *arguments]
         try:
-            space, fixed, _ = create_params_from_overrides(parameters)
+            space, fixed, deleted = create_params_from_overrides(parameters)
         except ValueError as error:
             raise ConfigError(
                 f"hydra.sweeper.params: {error}; write such as choice(1,2,4) or "
                 "int(tag(log, interval(1, 32)))"
             ) from error
-        searched = {name: space[name] for name in space if name not in fixed}
+        shared = self._composed([*(f"{name}={fixed[name]}" for name in fixed), *deleted])
+        OmegaConf.set_readonly(shared, False)
+        OmegaConf.set_struct(shared, False)
+        del shared["hydra"]
+        return {name: space[name] for name in space if name not in fixed}, shared
+
+    def _composed(self, overrides: list[str]) -> DictConfig:
+        """Return a trial's config, composed as its launcher does."""
+        assert self.hydra_context is not None
+        return self.hydra_context.config_loader.load_sweep_config(self._config, overrides)
+
+    def _question(
+        self, searched: dict[str, BaseDistribution], shared: DictConfig
+    ) -> sweeps.Question:
         if not searched:
             raise ConfigError(
                 "hydra.sweeper.params: nothing to search in it; give a range, such as "
@@ -225,15 +237,13 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 f"hydra.sweeper.direction={directions}: a run returns (val_loss, "
                 "samples_per_second), so it must be [minimize, maximize]"
             )
-        config = flattened(self._task) | {
-            key: fixed[key] for key in fixed if key in (self.params or {})
-        }
-        shared = {
+        not_shared = (*NOT_ASKED, *(f"{name}." for name in searched))  # of a group, what it holds
+        fixed = {
             key: value
-            for key, value in config.items()
-            if key not in searched and not key.startswith(NOT_ASKED)
+            for key, value in flattened(shared).items()
+            if key not in searched and not key.startswith(not_shared)
         }
-        return sweeps.Question(searched, directions, shared)
+        return sweeps.Question(searched, directions, fixed)
 
     def _run(self, arguments: list[str], question: sweeps.Question) -> None:
         repeats = self._config.sweep.repeats if self._config.sweep else 1
@@ -335,9 +345,8 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         Launchers compose it outside of the job, where an error would end the sweep and not the
         trial.
         """
-        assert self.hydra_context is not None
         try:
-            self.hydra_context.config_loader.load_sweep_config(self._config, list(overrides))
+            self._composed(list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             return ConfigError(explained(error))
         return None
