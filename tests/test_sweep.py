@@ -16,8 +16,13 @@ import mlflow
 import optuna
 import pytest
 from conftest import ROOT, CommandLine
-from optuna.distributions import IntDistribution
-from optuna.trial import TrialState
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from told import in_mlflow, in_the_folder
 
@@ -118,6 +123,55 @@ def test_a_space_with_fewer_points_than_trials_ends_when_all_are_done_and_says_s
     assert ended.returncode == 0, ended.stderr
     assert "every point of the search space is done" in ended.stdout
     assert sorted(step_sizes(study_of(tmp_path))) == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "values"),
+    [
+        (FloatDistribution(0.1, 0.3, step=0.1), [0.1, 0.2, 0.3]),
+        (FloatDistribution(0.0, 1.0, step=0.25), [0.0, 0.25, 0.5, 0.75, 1.0]),
+        (IntDistribution(1, 7, step=3), [1, 4, 7]),
+        (CategoricalDistribution((1, 2, 4, 4, 2)), [1, 2, 4]),
+    ],
+)
+def test_the_points_of_a_space_lie_in_it_once_each(
+    distribution: BaseDistribution, values: list[float]
+) -> None:
+    points = sweeps.points({"x": distribution})
+
+    assert points == [{"x": value} for value in values]
+    assert all(
+        distribution._contains(distribution.to_internal_repr(point["x"])) for point in points or ()
+    )
+
+
+def test_a_space_is_done_when_each_of_its_points_has_all_its_trials() -> None:
+    space: dict[str, BaseDistribution] = {"x": CategoricalDistribution((1, 2, 4))}
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    for x in (1, 1, 1):
+        study.add_trial(create_trial(values=[0, 1], params={"x": x}, distributions=space))
+
+    assert sweeps.left(study, space) == 2
+    assert sweeps.left(study, space, repeats=3) == 6
+    study.add_trial(create_trial(state=TrialState.FAIL, params={"x": 2}, distributions=space))
+    study.enqueue_trial({"x": 4})
+    assert sweeps.left(study, space) == 1
+    assert sweeps.left(study, {"x": FloatDistribution(0, 1)}) is None
+
+
+@pytest.mark.slow
+def test_fewer_repeats_than_before_leave_no_point_out(command: CommandLine, tmp_path: Path) -> None:
+    for repeats, trials in ((3, 3), (1, 100)):
+        ended = command(
+            *options(tmp_path, CHOICE, f"sweep.repeats={repeats}", "track=none"),
+            f"hydra.sweeper.n_trials={trials}",
+        )
+        assert ended.returncode == 0, ended.stderr
+        is_done = "every point of the search space is done" in ended.stdout
+        assert is_done == (repeats == 1)
+
+    assert sorted({*step_sizes(study_of(tmp_path))}) == [1, 2, 4]
+    assert len(study_of(tmp_path).trials) == 5
 
 
 def test_what_is_held_fixed_is_what_the_trials_share_with_its_types(
