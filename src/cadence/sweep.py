@@ -80,14 +80,18 @@ class Question:
 
 
 def open_storage(storage: BaseStorage | str | None) -> BaseStorage:
-    """Return where a study is kept; a SQLite file that another process has locked is waited for.
+    """Return where a study is kept.
+
+    A SQLite file that another process has locked is waited for; a connection that a server closed
+    meanwhile is made anew.
 
     Args:
         storage: A URL, or a storage as it is; None = memory.
     """
-    if isinstance(storage, str) and storage.startswith("sqlite"):
+    if isinstance(storage, str):
         waiting = {"connect_args": {"timeout": LOCKED_SECONDS}}
-        storage = RDBStorage(storage, engine_kwargs=waiting)
+        options = waiting if storage.startswith("sqlite") else {"pool_pre_ping": True}
+        storage = RDBStorage(storage, engine_kwargs=options)
     return optuna.storages.get_storage(storage)
 
 
@@ -337,6 +341,8 @@ def alone_with_study(storage: BaseStorage, name: str) -> Iterator[None]:
         yield
         return
     with database.engine.connect() as connection:
+        # A transaction would stay open for as long as the sweep runs.
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         # The server releases the lock when the connection ends, however its process does.
         lock = text("select pg_try_advisory_lock(hashtext(:study))")
         if not connection.execute(lock, {"study": f"cadence {name}"}).scalar():
