@@ -461,6 +461,15 @@ def test_a_point_at_which_each_process_dies_is_asked_so_often_and_then_fails() -
     assert sweeps.waiting(study) == []
 
 
+@pytest.mark.parametrize(("deaths", "at_once"), [((0, 1), 3), ((0, 2), 1), ((), 3)])
+def test_a_point_that_died_twice_is_asked_alone(deaths: tuple[int, ...], at_once: int) -> None:
+    study = optuna.create_study()
+    for count in deaths:
+        study.enqueue_trial({"trainer.step_size": 4}, user_attrs={"deaths": count})
+
+    assert sweeps.batch_size(study, 3) == at_once
+
+
 @pytest.mark.parametrize("got_on", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_point_whose_process_died_too_often_is_failed_everywhere_unless_it_got_on(
     command: CommandLine, tmp_path: Path, tracking_uri: str, got_on: bool
