@@ -177,10 +177,11 @@ def test_fewer_repeats_than_before_leave_no_point_out(command: CommandLine, tmp_
 def test_what_is_held_fixed_is_what_the_trials_share_with_its_types(
     command: CommandLine, tmp_path: Path
 ) -> None:
-    constants = "trainer.step_size:2,optimizer:sgd,trainer.max_seconds:'choice(1,2)'"
+    constants = "trainer.step_size:2,optimizer:sgd,model.channels:[4,8]"
+    pinned = "trainer.max_seconds:'choice(1,2)'"
     ended = command(
         *("--multirun", "sweep=equal_seconds", f"hydra.sweep.dir={tmp_path}/sweep", "track=none"),
-        f"++hydra.sweeper.params={{model:'choice(mlp,cnn)',{constants}}}",
+        f"++hydra.sweeper.params={{model:'choice(cnn)',{pinned},{constants}}}",
         *("trainer.max_seconds=0.1", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2"),
     )
 
@@ -191,7 +192,8 @@ def test_what_is_held_fixed_is_what_the_trials_share_with_its_types(
     assert question["fixed"]["trainer.step_size"] == 2
     assert question["fixed"]["optimizer._target_"] == "torch.optim.SGD"
     assert "optimizer.betas" not in question["fixed"]
-    assert [key for key in question["fixed"] if key.startswith("model.")] == []
+    of_the_model = {key: question["fixed"][key] for key in question["fixed"] if "model." in key}
+    assert of_the_model == {"model.channels": [4, 8]}  # all that is given for every model
 
 
 @pytest.mark.slow

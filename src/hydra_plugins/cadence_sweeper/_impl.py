@@ -120,9 +120,9 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 trials failed.
         """
         self._process_searchspace_config()
-        space, shared = self._space_and_shared(arguments)
+        searched, shared, beneath = self._space_and_shared(arguments)
         self._check(shared)
-        question = self._question(space, shared)
+        question = self._question(searched, shared, beneath)
         with sweeps.alone(self._folder), _kept_by(self.storage):
             self.storage = sweeps.open_storage(self.storage)
             with sweeps.alone_with_study(self.storage, self._name):
@@ -197,8 +197,12 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _space_and_shared(
         self, arguments: list[str]
-    ) -> tuple[dict[str, BaseDistribution], DictConfig]:
-        """Return the searched keys, and the config of a trial at which none of them is set."""
+    ) -> tuple[dict[str, BaseDistribution], DictConfig, dict[str, Any]]:
+        """Return what is searched, what all trials share, and what is given beneath what is.
+
+        What a searched group holds differs, and what is given for a key in it fits some of its
+        options only: the shared config is composed without.
+        """
         parameters = [*self._parse_sweeper_params_config(), *arguments]
         try:
             space, fixed, deleted = create_params_from_overrides(parameters)
@@ -207,11 +211,14 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 f"hydra.sweeper.params: {error}; write such as choice(1,2,4) or "
                 "int(tag(log, interval(1, 32)))"
             ) from error
-        shared = self._composed([*(f"{name}={fixed[name]}" for name in fixed), *deleted])
+        searched = {name: space[name] for name in space if name not in fixed}
+        given = {name: f"{name}={fixed[name]}" for name in fixed}
+        beneath = [given.pop(name) for name in fixed if name.startswith(_beneath(searched))]
+        shared = self._composed([*given.values(), *deleted])
         OmegaConf.set_readonly(shared, False)
         OmegaConf.set_struct(shared, False)
         del shared["hydra"]
-        return {name: space[name] for name in space if name not in fixed}, shared
+        return searched, shared, flattened(OmegaConf.from_dotlist(beneath))
 
     def _composed(self, overrides: list[str]) -> DictConfig:
         """Return a trial's config, composed as its launcher does."""
@@ -219,7 +226,10 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         return self.hydra_context.config_loader.load_sweep_config(self._config, overrides)
 
     def _question(
-        self, searched: dict[str, BaseDistribution], shared: DictConfig
+        self,
+        searched: dict[str, BaseDistribution],
+        shared: DictConfig,
+        beneath: dict[str, Any],
     ) -> sweeps.Question:
         if not searched:
             raise ConfigError(
@@ -237,13 +247,13 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 f"hydra.sweeper.direction={directions}: a run returns (val_loss, "
                 "samples_per_second), so it must be [minimize, maximize]"
             )
-        not_shared = (*NOT_ASKED, *(f"{name}." for name in searched))  # of a group, what it holds
+        not_shared = (*NOT_ASKED, *_beneath(searched))
         fixed = {
             key: value
             for key, value in flattened(shared).items()
             if key not in searched and not key.startswith(not_shared)
         }
-        return sweeps.Question(searched, directions, fixed)
+        return sweeps.Question(searched, directions, fixed | beneath)
 
     def _run(self, arguments: list[str], question: sweeps.Question) -> None:
         repeats = self._config.sweep.repeats if self._config.sweep else 1
@@ -521,6 +531,11 @@ def _kept_by(storage: Any) -> Iterator[None]:
             f"({in_one_line(error.__cause__ or error)}); correct it or free some space: the same "
             "command goes on"
         ) from error
+
+
+def _beneath(names: Iterable[str]) -> tuple[str, ...]:
+    """Return how the keys inside of these groups begin."""
+    return tuple(f"{name}." for name in names)
 
 
 def _goes_on(trial: FrozenTrial) -> bool:
