@@ -511,7 +511,7 @@ def test_a_throughput_of_too_few_windows_differs_from_no_other(tmp_path: Path) -
     report = write_report(study, tmp_path)
     assert report.sentence == "step_size 2: 1.5x the throughput of 1 at the same loss"
     assert report.warnings == (
-        "step_size 32, step_size 64: fewer than 5 windows, of which the first are slow, tell no "
+        "step_size 32; step_size 64: fewer than 5 windows, of which the first are slow, tell no "
         "throughput, so it counts for nothing here; train on more samples (trainer.max_samples, "
         "trainer.max_epochs or trainer.max_seconds)",
     )

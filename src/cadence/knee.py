@@ -153,7 +153,7 @@ def warnings_of_noise(results: Sequence[Result]) -> list[str]:
     untimed = [result.name for result in results if not result.throughput.is_measured]
     if untimed:
         warnings.append(
-            f"{', '.join(untimed)}: fewer than {FEWEST_WINDOWS} windows, of which the first are "
+            f"{'; '.join(untimed)}: fewer than {FEWEST_WINDOWS} windows, of which the first are "
             "slow, tell no throughput, so it counts for nothing here; train on more samples "
             "(trainer.max_samples, trainer.max_epochs or trainer.max_seconds)"
         )
