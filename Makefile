@@ -30,10 +30,10 @@ sweep: $(VENV)/.installed ## search step_size; make sweep ARGS="experiment=digit
 	$(BIN)/python -m src.train --multirun sweep=step_size $(ARGS)
 
 report: $(VENV)/.installed ## draw a sweep's report again; make report STUDY=step_size_digits_mlp
-	$(BIN)/python -m src.report $(STUDY) $(ARGS)
+	$(BIN)/python -m src.report $(if $(STUDY),"$(STUDY)") $(ARGS)
 
 sync: $(VENV)/.installed ## deliver to MLflow what it has not of a run; make sync RUN=folder
-	$(BIN)/python -m src.sync $(RUN) $(ARGS)
+	$(BIN)/python -m src.sync $(if $(RUN),"$(RUN)") $(ARGS)
 
 ui: $(VENV)/.installed ## serve MLflow's pages on this machine alone; PORT=5000
 	@echo "compare the runs at http://127.0.0.1:$(PORT)/#/experiments/1?workflowType=machine_learning"

@@ -189,8 +189,12 @@ def _can_be_fused(model: "torch.nn.Module") -> bool:
 
 
 def effective_batch(settings: "Config", data: "Data", window: int) -> int:
-    """Return the items of a full update of so many mini-batches, all processes together."""
-    return int(window * settings.data["batch_size"] * data.items_per_sample)
+    """Return the items of a full update of so many mini-batches, all processes together.
+
+    A window ends with its epoch, so it holds no more than one.
+    """
+    samples = min(window * settings.data["batch_size"], len(data.train))
+    return int(samples * data.items_per_sample)
 
 
 def planned_step_sizes(

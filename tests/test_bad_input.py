@@ -141,6 +141,28 @@ REFUSED_SWEEPS = {
 }
 
 
+REFUSED_GRIDS = {
+    sweep_of("interval(1, 32)"): "hydra/sweeper/sampler=grid: trainer.step_size has no end of "
+    "values; give choice() or range(), or choose tpe, random or gp",
+    sweep_of("range(1, 20000)"): "hydra/sweeper/sampler=grid: the search space has 19,999 points, "
+    "a grid at most 10,000; search fewer, or choose tpe, random or gp",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED_GRIDS)
+def test_a_grid_over_what_cannot_be_counted_is_refused_and_leaves_nothing(
+    command: CommandLine, tmp_path: Path, override: str
+) -> None:
+    ended = command(
+        *("--multirun", "sweep=step_size_grid", "track=none", f"hydra.sweep.dir={tmp_path}/sweep"),
+        override,
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr == f"error: {REFUSED_GRIDS[override]}\n"
+    assert list(tmp_path.rglob("*")) == []
+
+
 @pytest.mark.parametrize("override", REFUSED_SWEEPS)
 def test_an_impossible_sweep_is_refused_in_one_line_and_leaves_no_result(
     command: CommandLine, tmp_path: Path, override: str

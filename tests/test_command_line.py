@@ -197,3 +197,13 @@ def test_a_sweep_that_is_not_there_is_refused_by_its_database(
     assert ended.stderr == (
         f"error: sqlite:///{tmp_path}/study.db: there is no such file; run the sweep first\n"
     )
+
+
+@pytest.mark.parametrize(("goal", "word"), [("report", "STUDY"), ("sync", "RUN")])
+def test_make_hands_on_a_name_with_a_space_as_one(goal: str, word: str) -> None:
+    def asked(*named: str) -> str:
+        made = ["make", "--dry-run", goal, *named]
+        return subprocess.run(made, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert f'-m src.{goal} "a study" ' in asked(f"{word}=a study")
+    assert '"' not in asked().splitlines()[-1]  # none is not an empty one

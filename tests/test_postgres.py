@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
+import psycopg
 import pytest
 from conftest import CommandLine
 from optuna.trial import TrialState
 from serving import needs_postgres, postgres_server
 from sqlalchemy.pool import NullPool
 
-from cadence.sweep import alone_with_study
+from cadence.sweep import alone_with_study, open_storage
 
 
 @pytest.fixture
@@ -43,6 +44,24 @@ def test_a_sweep_in_postgresql_goes_on_as_one_in_sqlite_does(
     assert len({trial.params["trainer.step_size"] for trial in study.trials}) == 3
     assert (tmp_path / "sweep" / "report.md").is_file()
     assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+@needs_postgres
+def test_a_sweep_in_postgresql_holds_no_transaction_open_and_bears_a_server_that_starts_again(
+    postgres: str,
+) -> None:
+    name = "step_size_digits_mlp"
+    storage = open_storage(postgres)
+    study = optuna.create_study(storage=storage, study_name=name)
+    states = "select distinct state from pg_stat_activity where query like '%advisory%'"
+    elsewhere = "and pid <> pg_backend_pid()"
+    ended = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+    with psycopg.connect(postgres.replace("+psycopg", ""), autocommit=True) as other:
+        with alone_with_study(storage, name):
+            assert other.execute(f"{states} {elsewhere}").fetchall() == [("idle",)]
+        other.execute(f"{ended} and datname = current_database()")
+
+    study.set_user_attr("still", "there")  # its connections were the server's that ended
 
 
 @needs_postgres

@@ -37,6 +37,12 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 }
 
 
+TURN = {
+    "time_samples": 64,
+    **{f"time_{part}_ms": 1.0 for part in ("data", "compute", "sync", "update")},
+}
+
+
 @pytest.fixture(autouse=True)
 def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -486,6 +492,63 @@ def test_points_of_one_step_size_are_no_rivals() -> None:
     assert warnings_of_noise([*by_lr, result(2, 0.6, (300, 290, 310))]) == []
 
 
+def test_a_throughput_of_too_few_windows_differs_from_no_other(tmp_path: Path) -> None:
+    study = study_of(
+        trial(1, 0.5, 1000.0, updates=100, updates_skipped=0, **TURN),
+        trial(2, 0.5, 1500.0, updates=50, updates_skipped=0, **TURN),
+        trial(32, 0.5, 9000.0, updates=3, updates_skipped=1, samples_per_second_p10=1.0, **TURN),
+        trial(64, 0.5, 400.0, updates=1, **TURN),
+        fixed={"seed": 0},
+    )
+    one, two, cold, colder = results(read(study))
+
+    assert two.throughput.above(one.throughput)
+    assert not any(point.throughput.apart(one.throughput) for point in (cold, colder))
+    assert gain(cold, one) == gain(colder, one) == 1
+    assert cold.window is None
+    assert str(cold.throughput) == "9,000 (too few windows)"
+    assert versus(cold, one) == ("the throughput of 1 (too few windows to tell) at the same loss")
+    report = write_report(study, tmp_path)
+    assert report.sentence == "step_size 2: 1.5x the throughput of 1 at the same loss"
+    assert report.warnings == (
+        "step_size 32; step_size 64: fewer than 5 windows, of which the first are slow, tell no "
+        "throughput, so it counts for nothing here; train on more samples (trainer.max_samples, "
+        "trainer.max_epochs or trainer.max_seconds)",
+    )
+
+
+def test_replicates_are_as_cold_as_the_coldest_of_them() -> None:
+    enough = trial(2, updates=5, updates_skipped=0)
+    warm, cold = (
+        results(read(study_of(enough, trial(2, updates=updates, updates_skipped=0))))[0]
+        for updates in (5, 4)
+    )
+
+    assert warm.throughput.is_measured
+    assert not cold.throughput.is_measured
+
+
+def test_step_sizes_beyond_an_epoch_are_said_to_be_one_training(tmp_path: Path) -> None:
+    sizes = {2: 128, 4: 256, 8: 300, 16: 300, 32: 300}
+    study = study_of(*(trial(k, effective_batch=items) for k, items in sizes.items()))
+
+    assert write_report(study, tmp_path).warnings == (
+        "step_size 8, 16, 32 are the same training: a window ends with its epoch, and these hold a "
+        "whole one (300 items); search below",
+    )
+
+
+def test_points_of_one_effective_batch_that_differ_otherwise_are_not_the_same(
+    tmp_path: Path,
+) -> None:
+    by_batch_size = [
+        trial(step_size, effective_batch=64, params={"data.batch_size": 64 // step_size})
+        for step_size in (1, 4)
+    ]
+
+    assert write_report(study_of(*by_batch_size), tmp_path).warnings == ()
+
+
 # Numbers as text
 
 
@@ -575,7 +638,7 @@ WHOLE_REPORT = r"""# Sweep digits
 
 > Warning: the two fastest cannot be told apart: step_size 4 with 2,500 (2,375 to 2,600) samples/s, step_size 8 with 2,400 (2,280 to 2,496) samples/s; leave the machine to the sweep alone, or ask for replicates (sweep.repeats=3)
 
-step_size is the number of mini-batches per update. To train with this answer, give `trainer.step_size=2`.
+step_size is the number of mini-batches per update. To train with this answer, give `trainer.step_size=2 scaling=sqrt` and whatever else the sweep was given.
 
 ![throughput against validation loss](pareto.png)
 
@@ -749,6 +812,36 @@ def test_other_keys_have_columns_and_the_best_of_each_step_size(tmp_path: Path) 
         "`trainer.step_size=4 optimizer.lr=0.1 data.batch_size=64`"
         in (tmp_path / "report.md").read_text()
     )
+
+
+@pytest.mark.parametrize(
+    ("fixed", "space", "given"),
+    [
+        ({}, {}, "trainer.step_size=2"),
+        (
+            {"scaling.name": "none", "schedule.name": "cosine"},
+            {},
+            "trainer.step_size=2 scaling=none schedule=cosine",
+        ),
+        (
+            {"scaling.name": "sqrt", "schedule.name": "cosine"},
+            {"scaling": "CategoricalDistribution(choices=('none', 'sqrt'))"},
+            "trainer.step_size=2 schedule=cosine",
+        ),
+        (
+            {"scaling.name": "sqrt", "schedule.name": "constant", "trainer.max_seconds": 20.0},
+            {},
+            "trainer.step_size=2 scaling=sqrt schedule=constant trainer.max_epochs=null "
+            "trainer.max_samples=null trainer.max_seconds=20",
+        ),
+    ],
+)
+def test_the_answer_names_what_a_sweep_chooses_beside_its_points(
+    tmp_path: Path, fixed: dict[str, Any], space: dict[str, str], given: str
+) -> None:
+    write_report(study_of(trial(2), space=space, fixed=fixed), tmp_path)
+
+    assert f"To train with this answer, give `{given}` and" in (tmp_path / "report.md").read_text()
 
 
 def test_samples_that_differ_are_warned_of() -> None:

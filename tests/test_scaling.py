@@ -1,10 +1,18 @@
 """How the learning rate follows the effective batch."""
 
+import math
+
 import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import execution_whitelist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cadence import config as configs
 from cadence.scaling import scaled
+from src.build import Run, build, effective_batch
+from src.train import TRUSTED_TARGETS
 
 ADAM = {"lr": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1}
 
@@ -54,3 +62,31 @@ def test_the_callers_arguments_stay_as_they_are() -> None:
     scaled(before, "linear", effective_batch=256.0, reference=64.0)["betas"].append(0)
 
     assert before == {"lr": 0.01, "betas": [0.9, 0.99]}
+
+
+def built(*overrides: str) -> tuple[int, Run]:
+    """A run on the 1,437 digits in mini-batches of 500, and its effective batch."""
+    with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
+        cfg = compose("config", ["data.batch_size=500", "scaling=sqrt", *overrides])
+        settings = configs.checked(cfg)
+        run = build(settings)
+    return effective_batch(settings, run.data, settings.trainer.step_size), run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "items", "ratio"),
+    [
+        (["trainer.step_size=1"], 500, 0.5),
+        (["trainer.step_size=3"], 1437, 1.437),
+        (["trainer.step_size=1000"], 1437, 1.437),
+        (["trainer.step_size=1000", "data.batch_size=1000"], 1437, 1.0),  # two hold an epoch
+    ],
+)
+def test_no_effective_batch_is_larger_than_an_epoch(
+    overrides: list[str], items: int, ratio: float
+) -> None:
+    found, run = built(*overrides)
+
+    assert found == items
+    (group,) = run.trainer.optimizer.param_groups
+    assert group["lr"] == pytest.approx(0.001 * math.sqrt(ratio), rel=1e-12)

@@ -1,11 +1,14 @@
 """A sweep from the command line: links, resume, duplicates, refusals, failures."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -13,12 +16,18 @@ import mlflow
 import optuna
 import pytest
 from conftest import ROOT, CommandLine
-from optuna.trial import TrialState
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from told import in_mlflow, in_the_folder
 
 from cadence import sweep as sweeps
-from cadence.lineage import Lineage
+from cadence.lineage import Lineage, parent_of_folder
 from cadence.manifest import Delivered
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
@@ -116,6 +125,77 @@ def test_a_space_with_fewer_points_than_trials_ends_when_all_are_done_and_says_s
     assert sorted(step_sizes(study_of(tmp_path))) == [1, 2, 4]
 
 
+@pytest.mark.parametrize(
+    ("distribution", "values"),
+    [
+        (FloatDistribution(0.1, 0.3, step=0.1), [0.1, 0.2, 0.3]),
+        (FloatDistribution(0.0, 1.0, step=0.25), [0.0, 0.25, 0.5, 0.75, 1.0]),
+        (IntDistribution(1, 7, step=3), [1, 4, 7]),
+        (CategoricalDistribution((1, 2, 4, 4, 2)), [1, 2, 4]),
+    ],
+)
+def test_the_points_of_a_space_lie_in_it_once_each(
+    distribution: BaseDistribution, values: list[float]
+) -> None:
+    points = sweeps.points({"x": distribution})
+
+    assert points == [{"x": value} for value in values]
+    assert all(
+        distribution._contains(distribution.to_internal_repr(point["x"])) for point in points or ()
+    )
+
+
+def test_a_space_is_done_when_each_of_its_points_has_all_its_trials() -> None:
+    space: dict[str, BaseDistribution] = {"x": CategoricalDistribution((1, 2, 4))}
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    for x in (1, 1, 1):
+        study.add_trial(create_trial(values=[0, 1], params={"x": x}, distributions=space))
+
+    assert sweeps.left(study, space) == 2
+    assert sweeps.left(study, space, repeats=3) == 6
+    study.add_trial(create_trial(state=TrialState.FAIL, params={"x": 2}, distributions=space))
+    study.enqueue_trial({"x": 4})
+    assert sweeps.left(study, space) == 1
+    assert sweeps.left(study, {"x": FloatDistribution(0, 1)}) is None
+
+
+@pytest.mark.slow
+def test_fewer_repeats_than_before_leave_no_point_out(command: CommandLine, tmp_path: Path) -> None:
+    for repeats, trials in ((3, 3), (1, 100)):
+        ended = command(
+            *options(tmp_path, CHOICE, f"sweep.repeats={repeats}", "track=none"),
+            f"hydra.sweeper.n_trials={trials}",
+        )
+        assert ended.returncode == 0, ended.stderr
+        is_done = "every point of the search space is done" in ended.stdout
+        assert is_done == (repeats == 1)
+
+    assert sorted({*step_sizes(study_of(tmp_path))}) == [1, 2, 4]
+    assert len(study_of(tmp_path).trials) == 5
+
+
+def test_what_is_held_fixed_is_what_the_trials_share_with_its_types(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    constants = "trainer.step_size:2,optimizer:sgd,model.channels:[4,8]"
+    pinned = "trainer.max_seconds:'choice(1,2)'"
+    ended = command(
+        *("--multirun", "sweep=equal_seconds", f"hydra.sweep.dir={tmp_path}/sweep", "track=none"),
+        f"++hydra.sweeper.params={{model:'choice(cnn)',{pinned},{constants}}}",
+        *("trainer.max_seconds=0.1", "hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=2"),
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    question = study_of(tmp_path, "s").user_attrs["question"]
+    assert list(question["space"]) == ["model"]
+    assert question["fixed"]["trainer.max_seconds"] == 0.1
+    assert question["fixed"]["trainer.step_size"] == 2
+    assert question["fixed"]["optimizer._target_"] == "torch.optim.SGD"
+    assert "optimizer.betas" not in question["fixed"]
+    of_the_model = {key: question["fixed"][key] for key in question["fixed"] if "model." in key}
+    assert of_the_model == {"model.channels": [4, 8]}  # all that is given for every model
+
+
 @pytest.mark.slow
 def test_repeats_run_each_point_with_seeds_of_its_own(command: CommandLine, tmp_path: Path) -> None:
     ended = command(*options(tmp_path, CHOICE, "sweep.repeats=2", "track=none", "seed=5"))
@@ -159,6 +239,37 @@ def test_a_changed_question_is_refused_with_the_difference(
     assert len(study_of(tmp_path).trials) == 1
 
 
+QUESTION = sweeps.Question(
+    {"trainer.step_size": IntDistribution(1, 8)}, ["minimize", "maximize"], {"seed": 0}
+)
+ANOTHER = dataclasses.replace(QUESTION, fixed={"seed": 1})
+
+
+@pytest.mark.parametrize("comes_to_something", [True, False])
+def test_a_changed_question_is_taken_until_a_trial_has_come_to_something(
+    comes_to_something: bool,
+) -> None:
+    storage = sweeps.open_storage(None)
+    study = sweeps.open_study(storage, "s", QUESTION)
+    running, waiting = study.ask(), 1
+    study.enqueue_trial({"trainer.step_size": 4})
+
+    if comes_to_something:
+        with pytest.raises(ValueError, match=r"seed: was 0, now 1"):
+            sweeps.open_study(storage, "s", ANOTHER, lambda trial: trial.number == running.number)
+        assert study.user_attrs["question"] == QUESTION.stated()
+        assert study.trials[waiting].state == TrialState.WAITING
+        return
+    again = sweeps.open_study(storage, "s", ANOTHER)
+
+    assert again.user_attrs["question"] == ANOTHER.stated()
+    assert [trial.state for trial in again.trials] == [TrialState.FAIL] * 2
+    assert sweeps.finished(again) == sweeps.waiting(again) == []
+    again.tell(again.ask(), state=TrialState.FAIL)
+    with pytest.raises(ValueError, match=r"seed: was 1, now 0"):
+        sweeps.open_study(storage, "s", QUESTION)
+
+
 def test_a_sweep_without_multirun_says_how_to_start_it(command: CommandLine) -> None:
     ended = command("sweep=step_size")
 
@@ -194,20 +305,66 @@ def test_a_failed_trial_is_failed_everywhere_with_its_reason_and_the_sweep_goes_
     assert "Traceback" not in ended.stderr
 
 
-def test_too_many_failures_stop_the_sweep_with_their_reasons(
-    command: CommandLine, tmp_path: Path
+@pytest.mark.parametrize("jobs", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_point_that_does_not_compose_fails_with_its_reason_and_the_sweep_goes_on(
+    command: CommandLine, tmp_path: Path, tracking_uri: str, jobs: int
 ) -> None:
     ended = command(
-        *options(
-            tmp_path,
-            *("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_skipped=0", "track=none"),
-            *("hydra.sweeper.n_trials=4", "hydra.sweeper.max_failure_rate=0.25"),
-        )
+        *("--multirun", "sweep=step_size_grid", f"hydra.sweep.dir={tmp_path}/sweep", *TINY),
+        *("model=choice(cnnn,mlp)", "trainer.step_size=choice(2,0)", f"track.uri={tracking_uri}"),
+        *(f"hydra.sweeper.n_jobs={jobs}", "hydra.sweeper.study_name=typing"),
+        "hydra.sweeper.max_failure_rate=1",
     )
 
-    assert ended.returncode == 1
-    assert "hydra.sweeper.max_failure_rate=0.25: 2 of 4 trials failed (trial 0: " in ended.stderr
-    assert len(study_of(tmp_path).trials) == 2
+    assert ended.returncode == 0, ended.stderr
+    trials = study_of(tmp_path, "typing").trials
+    states = {(t.params["model"], t.params["trainer.step_size"]): t for t in trials}
+    assert states["mlp", 2].state == TrialState.COMPLETE
+    failed = states["cnnn", 2]
+    assert failed.state == states["mlp", 0].state == states["cnnn", 0].state == TrialState.FAIL
+    reason = "ConfigError: model=cnnn: no such option; choose one of cnn, gpt, mlp"
+    assert failed.user_attrs["reason"] == reason
+    run = mlflow.MlflowClient(tracking_uri).get_run(failed.user_attrs["mlflow_run_id"])
+    assert (run.info.status, run.data.tags["cadence.reason"]) == ("FAILED", reason)
+    for trial in trials:
+        assert trial.user_attrs["folder"] == str(tmp_path / "sweep" / "trials" / str(trial.number))
+
+
+DIVERGING = ("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_skipped=0", "track=none")
+
+
+def test_too_many_failures_stop_the_sweep_with_their_reasons_at_each_start(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    limits = ("hydra.sweeper.n_trials=4", "hydra.sweeper.max_failure_rate=0.25")
+    for _ in range(2):
+        ended = command(*options(tmp_path, *DIVERGING, *limits))
+
+        assert ended.returncode == 1
+        assert "hydra.sweeper.max_failure_rate=0.25: 2 of 4 trials failed (trial 0: " in (
+            ended.stderr
+        )
+        assert ended.stderr.endswith(
+            "); raise it, or correct the cause and give another hydra.sweeper.study_name=\n"
+        )
+        assert len(study_of(tmp_path).trials) == 2
+
+
+def test_a_sweep_whose_trials_all_failed_is_an_error_at_each_start(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    limits = ("hydra.sweeper.n_trials=1", "hydra.sweeper.max_failure_rate=1")
+    tracked = ("track=mlflow", f"track.uri={tracking_uri}")
+    for _ in range(2):
+        ended = command(*options(tmp_path, *DIVERGING, *limits, *tracked))
+
+        assert ended.returncode == 1
+        assert "1 of 1 trials failed (trial 0: " in ended.stderr
+        assert ended.stderr.endswith(
+            "); correct the cause and give another hydra.sweeper.study_name=\n"
+        )
+        parent = study_of(tmp_path).user_attrs["mlflow_parent_run_id"]
+        assert mlflow.MlflowClient(tracking_uri).get_run(parent).info.status == "FAILED"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +441,70 @@ def test_a_trial_whose_training_had_ended_when_its_sweep_died_is_told_and_not_ru
     assert run.info.status == "FINISHED"
 
 
+def test_a_point_at_which_each_process_dies_is_asked_so_often_and_then_fails() -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    study.enqueue_trial({"trainer.step_size": 4}, user_attrs={"replicate": 2})
+    closed = []
+    for _ in range(sweeps.DEATHS):
+        assert len(sweeps.waiting(study)) == 1
+        study.ask()
+        closed += sweeps.close_abandoned(
+            study, lambda trial: None, lambda trial: trial.user_attrs.get("deaths", 0) + 1
+        )
+
+    assert [reason for _, reason in closed] == [None] * 4 + [
+        "its process died 5 times at this point"
+    ]
+    *again, last = study.trials
+    assert all(trial.user_attrs["abandoned"] for trial in again)
+    assert [trial.user_attrs["replicate"] for trial in again] == [2] * 4
+    assert sweeps.finished(study) == [last]
+    assert (last.state, last.user_attrs["reason"]) == (TrialState.FAIL, closed[-1][1])
+    assert sweeps.waiting(study) == []
+
+
+@pytest.mark.parametrize(("deaths", "at_once"), [((0, 1), 3), ((0, 2), 1), ((), 3)])
+def test_a_point_that_died_twice_is_asked_alone(deaths: tuple[int, ...], at_once: int) -> None:
+    study = optuna.create_study()
+    for count in deaths:
+        study.enqueue_trial({"trainer.step_size": 4}, user_attrs={"deaths": count})
+
+    assert sweeps.batch_size(study, 3) == at_once
+
+
+@pytest.mark.parametrize("got_on", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_point_whose_process_died_too_often_is_failed_everywhere_unless_it_got_on(
+    command: CommandLine, tmp_path: Path, tracking_uri: str, got_on: bool
+) -> None:
+    arguments = options(tmp_path, "hydra.sweeper.n_trials=1", f"track.uri={tracking_uri}")
+    assert command(*arguments).returncode == 0
+    forget_the_end_of_the_only_trial(tmp_path / "sweep" / "study.db")
+    study = study_of(tmp_path)
+    (trial,) = study.trials
+    sweeps.note(study, trial, {"deaths": sweeps.DEATHS - 1})
+    (tmp_path / "sweep" / "trials" / "0" / "summary.json").unlink()
+    if not got_on:
+        shutil.rmtree(tmp_path / "sweep" / "trials" / "0" / "checkpoints")
+
+    ended = command(*arguments)
+
+    if got_on:
+        assert ended.returncode == 0, ended.stderr
+        assert [t.state for t in study_of(tmp_path).trials] == [
+            TrialState.FAIL,
+            TrialState.COMPLETE,
+        ]
+        return
+    reason = "its process died 5 times at this point"
+    assert ended.returncode == 1
+    assert f"1 of 1 trials failed (trial 0: {reason})" in ended.stderr
+    (trial,) = study_of(tmp_path).trials
+    assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, reason)
+    run = mlflow.MlflowClient(tracking_uri).get_run(trial.user_attrs["mlflow_run_id"])
+    assert (run.info.status, run.data.tags["cadence.reason"]) == ("FAILED", reason)
+    assert reason in (tmp_path / "sweep" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     "lost", ["the trial's end", pytest.param("nothing", marks=pytest.mark.slow)]
 )
@@ -338,7 +559,7 @@ def forget_the_end_of_the_only_trial(database: Path) -> None:
 def test_a_sweep_whose_tracking_moved_gets_a_parent_at_the_new_place(
     tmp_path: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there = (tracking_uri, "moved", "a sweep", tmp_path)
+    there = (tracking_uri, "moved", "a sweep", tmp_path, "an id")
 
     lineage = Lineage(*there, parent="0" * 32)
 
@@ -348,6 +569,65 @@ def test_a_sweep_whose_tracking_moved_gets_a_parent_at_the_new_place(
     assert Lineage(*there, parent=lineage.parent).parent == lineage.parent
     run = mlflow.MlflowClient(tracking_uri).get_run(lineage.parent)
     assert run.info.run_name == "a sweep"
+    assert not lineage.has_finished("0" * 32)
+
+
+def test_a_study_begun_anew_gets_a_parent_of_its_own(tmp_path: Path, tracking_uri: str) -> None:
+    studies = [sweeps.open_study(sweeps.open_storage(None), "s", QUESTION) for _ in range(2)]
+    ids = [sweeps.study_id(study) for study in studies]
+
+    first, anew, after_a_crash = (
+        Lineage(tracking_uri, "anew", "s", tmp_path, ids[index], parent=None) for index in (0, 1, 0)
+    )
+
+    assert sweeps.study_id(studies[0]) == ids[0]
+    assert first.parent != anew.parent
+    assert after_a_crash.parent == first.parent
+
+
+def test_a_parent_that_was_deleted_in_mlflow_is_replaced(
+    tmp_path: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = (tracking_uri, "deleted", "a sweep", tmp_path, "an id")
+    client = mlflow.MlflowClient(tracking_uri)
+    before = Lineage(*there, parent=None)
+    child = before.child(0)
+    client.delete_run(before.parent)
+
+    lineage = Lineage(*there, parent=before.parent)
+
+    assert lineage.parent != before.parent
+    assert caplog.messages == [
+        f"the sweep's run {before.parent} was deleted in {tracking_uri}; it gets another there"
+    ]
+    lineage.end_lost()
+    assert client.get_run(child).info.status == "KILLED"
+
+
+def test_a_sweep_in_another_experiment_gets_a_parent_there_and_leaves_nothing_running(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    before = Lineage(tracking_uri, "before", "a sweep", tmp_path, "an id", parent=None)
+    lost, alive = before.child(0), before.child(1)
+    client = mlflow.MlflowClient(tracking_uri)
+
+    after = Lineage(tracking_uri, "after", "a sweep", tmp_path, "an id", before.parent)
+    after.end_lost([alive])
+
+    experiment = client.get_experiment_by_name("after")
+    assert experiment is not None
+    assert client.get_run(after.parent).info.experiment_id == experiment.experiment_id
+    statuses = [client.get_run(run).info.status for run in (before.parent, lost, alive)]
+    assert statuses == ["KILLED", "KILLED", "RUNNING"]
+
+
+def test_jobs_that_begin_at_once_make_one_parent(tmp_path: Path, tracking_uri: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        parents = [
+            pool.submit(parent_of_folder, tracking_uri, "at once", tmp_path) for _ in range(4)
+        ]
+
+    assert len({parent.result() for parent in parents}) == 1
 
 
 def test_trials_stay_in_folders_of_their_numbers(command: CommandLine, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_sweep_waits_between_two_trials_for_a_server_that_went_away_but_not_fo
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(address, "FIRST_PAUSE_SECONDS", 0.05)
-    lineage = Lineage(server.uri, "waiting", "a sweep", tmp_path, parent=None)
+    lineage = Lineage(server.uri, "waiting", "a sweep", tmp_path, "an id", parent=None)
     server.kill()
     with monkeypatch.context() as impatient:
         impatient.setattr(address, "WAIT_SECONDS", 0.0)

@@ -7,7 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +17,10 @@ from cadence.ledger import Ledger, shown
 from cadence.throughput import Turn
 
 STEP_SIZE = "trainer.step_size"
+
+FEWEST_WINDOWS = 5
+"""Windows from which a trial tells a throughput: the first ones are slow, and one tells no spread.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Measure:
     """The lower end of the spread; ``value`` itself where none is known."""
     high: float
     """The upper end of the spread."""
+    is_measured: bool = True
+    """Whether there was enough to measure; if not, it can be told apart from no other."""
 
     @property
     def has_spread(self) -> bool:
@@ -38,14 +44,16 @@ class Measure:
     def apart(self, other: "Measure") -> bool:
         """Return whether the two can be told apart: neither's spread holds the other's value."""
         held = self.low <= other.value <= self.high or other.low <= self.value <= other.high
-        return not held
+        return self.is_measured and other.is_measured and not held
 
     def above(self, other: "Measure") -> bool:
         """Return whether it is greater beyond the spread of either."""
         return self.value > other.value and self.apart(other)
 
     def __str__(self) -> str:
-        """Say the number, and its spread in brackets."""
+        """Say the number, and in brackets its spread, or that it is none."""
+        if not self.is_measured:
+            return f"{number(self.value)} (too few windows)"
         spread = f" ({number(self.low)} to {number(self.high)})" if self.has_spread else ""
         return number(self.value) + spread
 
@@ -73,7 +81,7 @@ class Result:
     window_samples: float | None = None
     """In a full window."""
     window: Turn | None = None
-    """What such a window took, by its parts."""
+    """What such a window took, by its parts; None also where there were too few to tell."""
 
     @property
     def others(self) -> dict[str, str]:
@@ -145,19 +153,26 @@ def _result(trials: Sequence[FrozenTrial], fixed: Mapping[str, Any]) -> Result:
     if len(trials) == 1:
         low, high = (_told(trials, f"samples_per_second_{end}") for end in ("p10", "p90"))
         throughput = _measure(rates, [end[0] for end in (low, high) if end])
+    is_timed = min(map(_windows, trials)) >= FEWEST_WINDOWS
     return Result(
         params=trials[0].params,
         step_size=_step_size(trials[0], fixed),
         trials=tuple(trial.number for trial in trials),
         val_loss=_measure(losses),
-        throughput=throughput,
+        throughput=replace(throughput, is_measured=is_timed),
         updates=_mean(trials, "updates"),
         effective_batch=_mean(trials, "effective_batch"),
         peak_memory_mib=_mean(trials, "peak_memory_mib"),
         seconds=_mean(trials, "seconds"),
         window_samples=_mean(trials, "time_samples"),
-        window=_window(trials),
+        window=_window(trials) if is_timed else None,
     )
+
+
+def _windows(trial: FrozenTrial) -> float:
+    """Return how many windows a trial timed; infinity where it does not tell."""
+    told = [trial.user_attrs.get(name) for name in ("updates", "updates_skipped")]
+    return math.inf if told[0] is None else sum(count or 0 for count in told)
 
 
 def _window(trials: Sequence[FrozenTrial]) -> Turn | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cadence.front import Measure, Result, front
+from cadence.front import FEWEST_WINDOWS, Measure, Result, front
 from cadence.window import DEFAULT_STEP_SIZE
 
 ROUNDING = 1e-9
@@ -144,12 +144,19 @@ def versus(point: Result, baseline: Result) -> str:
 
 
 def warnings_of_noise(results: Sequence[Result]) -> list[str]:
-    """Warn of two best points that cannot be told apart, by throughput and by loss.
+    """Warn of throughputs that are none, and of two best points that cannot be told apart.
 
     Each step_size stands for itself with its best point, since other keys, such as the learning
     rate, may leave throughput alone.
     """
     warnings = []
+    untimed = [result.name for result in results if not result.throughput.is_measured]
+    if untimed:
+        warnings.append(
+            f"{'; '.join(untimed)}: fewer than {FEWEST_WINDOWS} windows, of which the first are "
+            "slow, tell no throughput, so it counts for nothing here; train on more samples "
+            "(trainer.max_samples, trainer.max_epochs or trainer.max_seconds)"
+        )
     fastest = _bests(results, lambda result: -result.throughput.value)[:2]
     if len(fastest) == 2 and _is_blurred(fastest[0].throughput, fastest[1].throughput):
         one, other = (f"{result.name} with {result.throughput} samples/s" for result in fastest)
@@ -244,11 +251,14 @@ def _loss_versus(one: Measure, baseline: Measure) -> str:
 
 
 def _within(one: Measure, other: Measure) -> str:
+    if not (one.is_measured and other.is_measured):
+        return " (too few windows to tell)"
     return " (within the spread)" if one.has_spread or other.has_spread else ""
 
 
 def _is_blurred(one: Measure, other: Measure) -> bool:
-    return (one.has_spread or other.has_spread) and not one.apart(other)
+    are_measured = one.is_measured and other.is_measured
+    return are_measured and (one.has_spread or other.has_spread) and not one.apart(other)
 
 
 def _bests(results: Sequence[Result], cost: Callable[[Result], float]) -> list[Result]:

@@ -39,6 +39,9 @@ CONDITIONS = (
 )
 """The fixed keys that a report names, where they are set."""
 
+CHOSEN = ("scaling", "schedule")
+"""The groups that a sweep's file chooses for its trials, whatever a plain run has."""
+
 
 class Failure(NamedTuple):
     """A trial that came to nothing comparable."""
@@ -90,6 +93,22 @@ class Ledger:
             return None
         seconds: float | None = self.fixed.get("trainer.max_seconds")
         return seconds
+
+    def choices(self) -> dict[str, Any]:
+        """Return what a run must be given beside a point to be trained as the trials were.
+
+        It is what a sweep's file chooses; what its user gave is not told apart from the defaults.
+        """
+        told = {group: self.fixed.get(f"{group}.name") for group in CHOSEN}
+        choices = {
+            group: name
+            for group, name in told.items()
+            if name is not None and group not in self.space
+        }
+        if (seconds := self.equal_seconds()) is not None:
+            choices |= {"trainer.max_epochs": "null", "trainer.max_samples": "null"}
+            choices["trainer.max_seconds"] = f"{seconds:g}"
+        return choices
 
     def conditions(self) -> dict[str, str]:
         """Return what held for every trial: samples or seconds, lr scaling and `CONDITIONS`."""

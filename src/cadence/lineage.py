@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import mlflow
+from filelock import FileLock
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
@@ -19,7 +20,9 @@ log = logging.getLogger(__name__)
 
 STUDY = "optuna.study_name"
 TRIAL = "optuna.trial_number"
+STUDY_ID = "cadence.study_id"
 FOLDER = "cadence.sweep_folder"
+LOCK = ".parent.lock"
 
 
 class Lineage:
@@ -33,6 +36,7 @@ class Lineage:
         experiment: The experiment's name.
         name: The study's name.
         folder: The sweep's folder.
+        study_id: What tells the study from an earlier one of this name in this folder.
         parent: The parent's id in an earlier session; None = make one.
 
     Raises:
@@ -40,25 +44,51 @@ class Lineage:
     """
 
     def __init__(
-        self, uri: str, experiment: str, name: str, folder: Path, parent: str | None
+        self,
+        uri: str,
+        experiment: str,
+        name: str,
+        folder: Path,
+        study_id: str,
+        parent: str | None,
     ) -> None:
         self._client = open_client(uri)
         self._uri = uri
         self._name = name
+        self._former: Run | None = None
         with refused(uri):
             self._experiment = experiment_id(self._client, uri, experiment)
-            self.parent = self._opened(parent, redacted(uri), {STUDY: name, FOLDER: str(folder)})
+            self.parent = self._opened(parent, {STUDY_ID: study_id}) or new_run(
+                self._client,
+                self._experiment,
+                name,
+                {STUDY: name, FOLDER: str(folder), STUDY_ID: study_id},
+            )
 
-    def _opened(self, parent: str | None, place: str, tags: dict[str, str]) -> str:
-        """Return the parent of an earlier session, RUNNING again, or a new one."""
-        if parent is not None and not _is_known(self._client, parent):
-            log.warning("%s does not know the sweep's run %s; it gets another there", place, parent)
+    def _opened(self, parent: str | None, tags: dict[str, str]) -> str | None:
+        """Return the parent of an earlier session, RUNNING again; None = there is none to go on."""
+        if parent is not None and not self._is_usable(parent):
             parent = None
         parent = parent or _found(self._client, self._experiment, tags)
-        if parent is None:
-            return new_run(self._client, self._experiment, self._name, tags)
-        self._client.update_run(parent, status="RUNNING")
+        if parent is not None:
+            self._client.update_run(parent, status="RUNNING")
         return parent
+
+    def _is_usable(self, parent: str) -> bool:
+        """Return whether a parent is there, in the experiment; if not, say so and keep it."""
+        run, place = _known(self._client, parent), redacted(self._uri)
+        if run is None:
+            log.warning("%s does not know the sweep's run %s; it gets another there", place, parent)
+            return False
+        if run.info.lifecycle_stage != "active":
+            what = f"was deleted in {place}"
+        elif run.info.experiment_id != self._experiment:
+            what = f"is in another experiment of {place}"
+        else:
+            return True
+        log.warning("the sweep's run %s %s; it gets another there", parent, what)
+        self._former = run
+        return False
 
     def child(self, trial: int) -> str:
         """Make the run of a trial, and return its id; a server that is away is waited for.
@@ -79,21 +109,33 @@ class Lineage:
                 self._client.set_terminated(run_id, status)
 
     def has_finished(self, run_id: str) -> bool:
-        """Return whether a trial's run ended by itself, with all its numbers.
+        """Return whether a trial's run ended by itself, with all its numbers; one must be there.
 
         Raises:
             ValueError: MLflow does not answer any more.
         """
         with refused(self._uri):
-            return bool(self._client.get_run(run_id).info.status == "FINISHED")
+            run = _known(self._client, run_id)
+        return run is not None and bool(run.info.status == "FINISHED")
 
     def end_lost(self, spared: Collection[str] = ()) -> None:
         """End the children that still seem to run and are not spared: their process is dead."""
-        lost = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.parent}' and attributes.status = 'RUNNING'"
         with _borne("which trials its dead process left behind"):
-            for run in self._client.search_runs([self._experiment], lost):
-                if run.info.run_id not in spared:
-                    self.end_child(run.info.run_id, "KILLED", "its sweep died")
+            self._end_children(self.parent, self._experiment, spared)
+            former = self._former
+            if former is None:
+                return
+            self._end_children(former.info.run_id, former.info.experiment_id, spared)
+            is_open = former.info.status == "RUNNING" and former.info.lifecycle_stage == "active"
+            if is_open:
+                self.end_child(former.info.run_id, "KILLED", f"it goes on as run {self.parent}")
+            self._former = None
+
+    def _end_children(self, parent: str, experiment: str, spared: Collection[str]) -> None:
+        lost = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([experiment], lost):
+            if run.info.run_id not in spared:
+                self.end_child(run.info.run_id, "KILLED", "its sweep died")
 
     def end(self, status: str, files: Sequence[Path]) -> None:
         """Keep the report with the parent and end it."""
@@ -112,7 +154,9 @@ def parent_of_folder(uri: str, experiment: str, folder: Path) -> str:
         ValueError: Nothing answers at ``uri``, or MLflow cannot log there.
     """
     client = open_client(uri)
-    with refused(uri):
+    # Jobs begin at once. Where a folder is not, nothing but a delivery asks.
+    one_at_a_time = FileLock(folder / LOCK) if folder.is_dir() else nullcontext()
+    with one_at_a_time, refused(uri):
         experiment_of_runs = experiment_id(client, uri, experiment)
         tags = {FOLDER: str(folder)}
         parent = _found(client, experiment_of_runs, tags)
@@ -131,14 +175,14 @@ def _borne(news: str) -> Iterator[None]:
         log.warning("MLflow was not told %s (%s)", news, in_one_line(error))
 
 
-def _is_known(client: mlflow.MlflowClient, run_id: str) -> bool:
+def _known(client: mlflow.MlflowClient, run_id: str) -> Run | None:
+    """Return a run, deleted or not; None = there is none of this id."""
     try:
-        client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             raise
-        return False
-    return True
+        return None
 
 
 def _found(client: mlflow.MlflowClient, experiment: str, tags: dict[str, str]) -> str | None:

@@ -1,10 +1,12 @@
 """A sweep's report: the answer in one sentence, its tables and pictures, every trial as CSV."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
 from textwrap import shorten
+from typing import Any
 
 import optuna
 
@@ -65,7 +67,11 @@ def write_report(study: optuna.Study, folder: Path) -> Report:
     comparison = compare(found, equal_time=equal_time) if found else None
     said = sentence(comparison) if comparison else _without_result(ledger)
     table = table_by_step_size(comparison) if comparison else Table((), ())
-    warnings = [*_warnings_of_samples(ledger), *warnings_of_noise(found)]
+    warnings = [
+        *_warnings_of_samples(ledger),
+        *_warnings_of_epochs(found),
+        *warnings_of_noise(found),
+    ]
 
     contents: dict[str, bytes] = {}
     blocks = _blocks(ledger, comparison, said, table, warnings)
@@ -158,6 +164,22 @@ def _warnings_of_samples(ledger: Ledger) -> list[str]:
     ]
 
 
+def _warnings_of_epochs(found: Sequence[Result]) -> Iterator[str]:
+    """Warn of step_sizes whose windows are all cut to the same epoch."""
+    alike: defaultdict[tuple[float, tuple[tuple[str, str], ...]], list[str]] = defaultdict(list)
+    for result in found:
+        if result.step_size is not None and result.effective_batch is not None:
+            key = (result.effective_batch, tuple(result.others.items()))
+            alike[key].append(str(result.step_size))
+    for (items, others), sizes in alike.items():
+        if len(sizes) > 1:
+            where = "".join(f", {key} {value}" for key, value in others)
+            yield (
+                f"step_size {', '.join(sizes)}{where} are the same training: a window ends with "
+                f"its epoch, and these hold a whole one ({number(items)} items); search below"
+            )
+
+
 def _blocks(
     ledger: Ledger,
     comparison: Comparison | None,
@@ -172,7 +194,7 @@ def _blocks(
     if comparison:
         yield (
             "step_size is the number of mini-batches per update. To train with this answer, give "
-            f"`{_overrides(comparison.knee)}`."
+            f"`{_overrides(comparison.knee, ledger)}` and whatever else the sweep was given."
         )
         yield "![throughput against validation loss](pareto.png)"
     yield _counts(ledger, has_picture=comparison is not None)
@@ -239,11 +261,10 @@ def _foretold(prediction: Prediction | None) -> str:
     return "-" if prediction is None else number(round(prediction.samples_per_second))
 
 
-def _overrides(result: Result) -> str:
-    searched = dict(result.params)
-    if result.step_size is not None:
-        searched = {STEP_SIZE: result.step_size, **searched}
-    return join(f"{key}={value}" for key, value in searched.items())
+def _overrides(result: Result, ledger: Ledger) -> str:
+    given: dict[str, Any] = {} if result.step_size is None else {STEP_SIZE: result.step_size}
+    given |= {**result.params, **ledger.choices()}
+    return join(f"{key}={value}" for key, value in given.items())
 
 
 def _listed(trials: Sequence[int]) -> str:

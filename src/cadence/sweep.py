@@ -6,8 +6,11 @@ knows Optuna, and neither Hydra nor MLflow.
 
 import itertools
 import json
+import logging
 import math
+import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,8 +47,16 @@ COUNTABLE = 10_000
 LOCKED_SECONDS = 60.0
 """How long a study waits for another process to unlock its SQLite file; by itself it would be 5."""
 
+DEATHS = 5
+"""Deaths of its process in a row, without getting on, at which a point has failed."""
+
+SUSPECTED = 2
+"""Such deaths from which a point is asked alone: no other trial of its batch is to die with it."""
+
 TRIES = 100
 """Proposals of the sampler that are looked at for a point that is new."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,34 +80,56 @@ class Question:
 
 
 def open_storage(storage: BaseStorage | str | None) -> BaseStorage:
-    """Return where a study is kept; a SQLite file that another process has locked is waited for.
+    """Return where a study is kept.
+
+    A SQLite file that another process has locked is waited for; a connection that a server closed
+    meanwhile is made anew.
 
     Args:
         storage: A URL, or a storage as it is; None = memory.
     """
-    if isinstance(storage, str) and storage.startswith("sqlite"):
+    if isinstance(storage, str):
         waiting = {"connect_args": {"timeout": LOCKED_SECONDS}}
-        storage = RDBStorage(storage, engine_kwargs=waiting)
+        options = waiting if storage.startswith("sqlite") else {"pool_pre_ping": True}
+        storage = RDBStorage(storage, engine_kwargs=options)
     return optuna.storages.get_storage(storage)
 
 
-def open_study(storage: BaseStorage, name: str, question: Question) -> optuna.Study:
+def open_study(
+    storage: BaseStorage,
+    name: str,
+    question: Question,
+    may_be_told: Callable[[FrozenTrial], bool] = lambda trial: False,
+) -> optuna.Study:
     """Return the study of a question, made or found.
 
+    One that has nothing to show yet takes another question, and drops what it had asked.
+
+    Args:
+        storage: Where it is kept.
+        name: Its name.
+        question: What it is to ask.
+        may_be_told: Whether a trial that a dead sweep left running may still come to something.
+
     Raises:
-        ValueError: There is a study of this name that asks something else.
+        ValueError: There is a study of this name that asks something else, and a trial of it has
+            ended or may yet be told.
     """
     stated = question.stated()
     if name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
         if "question" not in study.user_attrs:  # it died between its making and this
             study.set_user_attr("question", stated)
-        differences = list(_differences(study.user_attrs["question"], stated))
-        if differences:
+        differences = "; ".join(_differences(study.user_attrs["question"], stated))
+        if differences and (finished(study) or any(map(may_be_told, running(study)))):
             raise ValueError(
-                f"study {name}: it asks another question ({'; '.join(differences)}); give the same "
+                f"study {name}: it asks another question ({differences}); give the same "
                 "one to go on, or another hydra.sweeper.study_name= to begin anew"
             )
+        if differences:
+            log.warning("study %s: it asks another question now (%s)", name, differences)
+            _drop_open_trials(study)
+            study.set_user_attr("question", stated)
         _name_objectives(study)
         return study
     directions = [StudyDirection[direction.upper()] for direction in question.directions]
@@ -104,6 +137,19 @@ def open_study(storage: BaseStorage, name: str, question: Question) -> optuna.St
     study.set_user_attr("question", stated)
     _name_objectives(study)
     return study
+
+
+def study_id(study: optuna.Study) -> str:
+    """Return what tells a study from every other one, also of its name, folder and storage."""
+    if "id" not in study.user_attrs:
+        study.set_user_attr("id", uuid.uuid4().hex)
+    return str(study.user_attrs["id"])
+
+
+def _drop_open_trials(study: optuna.Study) -> None:
+    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
+        note(study, trial, {"abandoned": True})
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def _name_objectives(study: optuna.Study) -> None:
@@ -128,21 +174,25 @@ def note(study: optuna.Study, trial: FrozenTrial, news: Mapping[str, Any]) -> No
 def close_abandoned(
     study: optuna.Study,
     result: Callable[[FrozenTrial], tuple[float, float] | None],
+    deaths: Callable[[FrozenTrial], int],
     *,
     spared: Collection[int] = (),
-) -> list[FrozenTrial]:
+) -> list[tuple[FrozenTrial, str | None]]:
     """Close the trials that a dead sweep left running, and ask their points again.
 
     Args:
         study: The study; no other process may be running it.
         result: A trial's values if its training came to its end before the sweep died, which only
             remains to be told; None = it did not.
+        deaths: How many times in a row the process died at a trial's point and got nowhere, this
+            time included. At `DEATHS` the trial has failed, and its point is not asked again.
         spared: Numbers of trials that stay as they are.
 
     Returns:
-        The trials that were closed; each is FAIL and has the user attribute ``abandoned``.
+        The trials that were closed, and why they failed; None = not for a reason of their own: they
+        have the user attribute ``abandoned``. Each is FAIL.
     """
-    abandoned = []
+    closed: list[tuple[FrozenTrial, str | None]] = []
     for trial in running(study):
         if trial.number in spared:
             continue
@@ -150,13 +200,20 @@ def close_abandoned(
         if values is not None:
             study.tell(trial.number, list(values))
             continue
+        died = deaths(trial)
+        if died >= DEATHS:
+            reason = f"its process died {died} times at this point"
+            note(study, trial, {"reason": reason})
+            study.tell(trial.number, state=TrialState.FAIL)
+            closed.append((trial, reason))
+            continue
         note(study, trial, {"abandoned": True})
         study.tell(trial.number, state=TrialState.FAIL)
         point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         if point:  # one that died before it had a point has nothing to ask again
-            study.enqueue_trial(point, user_attrs=_carried(trial))
-        abandoned.append(trial)
-    return abandoned
+            study.enqueue_trial(point, user_attrs=_carried(trial) | {"deaths": died})
+        closed.append((trial, None))
+    return closed
 
 
 def keep(trial: Trial, attributes: Mapping[str, Any]) -> None:
@@ -185,6 +242,12 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 def waiting(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that are asked and not begun, in their order."""
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+
+def batch_size(study: optuna.Study, most: int) -> int:
+    """Return how many trials to run at once, at most ``most``: 1 while a deadly point waits."""
+    deaths = (trial.user_attrs.get("deaths", 0) for trial in waiting(study))
+    return 1 if max(deaths, default=0) >= SUSPECTED else most
 
 
 def next_points(
@@ -278,6 +341,8 @@ def alone_with_study(storage: BaseStorage, name: str) -> Iterator[None]:
         yield
         return
     with database.engine.connect() as connection:
+        # A transaction would stay open for as long as the sweep runs.
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         # The server releases the lock when the connection ends, however its process does.
         lock = text("select pg_try_advisory_lock(hashtext(:study))")
         if not connection.execute(lock, {"study": f"cadence {name}"}).scalar():
@@ -298,27 +363,75 @@ def _in_use(what: str) -> ValueError:
     )
 
 
+def left(
+    study: optuna.Study, space: Mapping[str, BaseDistribution], repeats: int = 1
+) -> int | None:
+    """Return how many trials a space's points lack until each has finished ``repeats`` times.
+
+    None = the points are too many to count.
+    """
+    every = points(space)
+    if every is None:
+        return None
+    ended = Counter(_key(_point(trial, space)) for trial in finished(study))
+    return sum(max(0, repeats - ended[_key(point)]) for point in every)
+
+
+def check_grid(space: Mapping[str, BaseDistribution]) -> None:
+    """Refuse a space that cannot be gone through in order.
+
+    Raises:
+        ValueError: A key has no end of values, or there are too many points; the message says so.
+    """
+    sizes = {name: _size(distribution) for name, distribution in space.items()}
+    endless = [name for name, size in sizes.items() if size is None]
+    if endless:
+        raise ValueError(
+            f"{', '.join(endless)} has no end of values; give choice() or range(), or choose tpe, "
+            "random or gp"
+        )
+    count = math.prod(size for size in sizes.values() if size is not None)
+    if count > COUNTABLE:
+        raise ValueError(
+            f"the search space has {count:,} points, a grid at most {COUNTABLE:,}; search fewer, "
+            "or choose tpe, random or gp"
+        )
+
+
 def points(space: Mapping[str, BaseDistribution]) -> list[Point] | None:
-    """Return every point of a space in its order; None = there are too many to count."""
+    """Return every point of a space once, in its order; None = there are too many to count."""
+    sizes = [_size(distribution) for distribution in space.values()]
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes) or math.prod(known) > COUNTABLE:
+        return None
     axes = [_values(distribution) for distribution in space.values()]
-    if any(axis is None for axis in axes):
-        return None
-    known = [axis for axis in axes if axis is not None]
-    if math.prod(map(len, known)) > COUNTABLE:
-        return None
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*known)]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 
 
-def _values(distribution: BaseDistribution) -> Sequence[Any] | None:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices
-    if isinstance(distribution, IntDistribution):
-        values = range(distribution.low, distribution.high + 1, distribution.step)
-        return values if len(values) <= COUNTABLE else None
+def _key(point: Point) -> tuple[Any, ...]:
+    return tuple(point.values())
+
+
+def _size(distribution: BaseDistribution) -> int | None:
+    """Return how many values there are; None = no end of them."""
+    if isinstance(distribution, CategoricalDistribution | IntDistribution):
+        return len(_values(distribution))
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        count = round((distribution.high - distribution.low) / distribution.step) + 1
-        return [distribution.low + index * distribution.step for index in range(count)]
+        return round((distribution.high - distribution.low) / distribution.step) + 1
     return None
+
+
+def _values(distribution: BaseDistribution) -> Sequence[Any]:
+    """Return the values of what has a size."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(dict.fromkeys(distribution.choices))
+    if isinstance(distribution, IntDistribution):
+        return range(distribution.low, distribution.high + 1, distribution.step)
+    assert isinstance(distribution, FloatDistribution)
+    assert distribution.step is not None
+    low, high, step = distribution.low, distribution.high, distribution.step
+    size = _size(distribution) or 0
+    return [min(low + index * step, high) for index in range(size)]  # rounding may pass the end
 
 
 def _new_point(
@@ -328,13 +441,12 @@ def _new_point(
     done: Sequence[Point],
 ) -> Point | None:
     every = points(space)
-    left = None if every is None else [point for point in every if point not in done]
-    if left is not None and not left:
+    new = None if every is None else [point for point in every if point not in done]
+    if new is not None and not new:
         return None
     if sampler is None:
-        if left is None:
-            raise ValueError("a grid needs a countable space: use choice() or range()")
-        return left[0]
+        assert new is not None  # see `check_grid`
+        return new[0]
     # The sampler proposes on a copy, where a proposal that is not wanted leaves no trace.
     copy = optuna.create_study(directions=study.directions, sampler=sampler)
     copy.add_trials([trial for trial in study.get_trials() if trial.state.is_finished()])
@@ -342,7 +454,7 @@ def _new_point(
         trial = copy.ask(dict(space))
         if trial.params not in done:
             return trial.params
-    return None if left is None else left[len(done) % len(left)]
+    return None if new is None else new[len(done) % len(new)]
 
 
 def _unrepeated(done: Sequence[Point], repeats: int) -> Point | None:
