@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cadence.changes import changes
 from cadence.config import ConfigError
-from cadence.redaction import HIDDEN
+from cadence.redaction import HIDDEN, redacted
+from cadence.whole import write_whole
 from src.build import WINDOW
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY = "resume="
-OVERRIDES = ".hydra/overrides.yaml"
+KEPT = ".hydra"
+"""What a run keeps of its config, in its folder."""
+
+OVERRIDES = f"{KEPT}/overrides.yaml"
 
 FREE = (
     "resume",
@@ -50,9 +55,10 @@ FREE = (
 
 
 def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
-    """Return a command line that goes on where ``resume=`` says, in that run's own folder.
+    """Return a command line that goes on where ``resume=`` says.
 
-    The overrides that the run began with come first, so that those given now win.
+    The overrides that the run began with come first, and its own folder, so that those given now
+    win.
 
     Args:
         arguments: What the user typed.
@@ -73,7 +79,7 @@ def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
             raise ConfigError(
                 f"{KEY}{wanted}: the secret in {key} is kept nowhere; give {key}= again"
             )
-    return [*before, *now, f"{KEY}'{folder}'", f"hydra.run.dir='{folder}'"]
+    return [*before, f"hydra.run.dir='{folder}'", *now, f"{KEY}'{folder}'"]
 
 
 def run_folder(key: str, wanted: str, runs: Path) -> Path:
@@ -168,6 +174,32 @@ def state_to_go_on_from(settings: "Config", kept: Mapping[str, Any]) -> "State |
     state = latest(Path(settings.resume) / FOLDER)
     check_changes(state, kept)
     return state
+
+
+def take_over(folder: Path, cfg: DictConfig, *, begins: bool) -> None:
+    """Let a folder be that of a run which nothing refuses any more: its config is kept there.
+
+    Each file is redacted, and whole or not at all.
+
+    Args:
+        folder: The run's folder.
+        cfg: Its config.
+        begins: Whether the run begins: then what is left there is another run's, and goes.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    from cadence.checkpoint import forget
+    from cadence.summary import FILE as SUMMARY
+
+    if begins:
+        forget(folder)
+        (folder / SUMMARY).unlink(missing_ok=True)
+    (folder / KEPT).mkdir(exist_ok=True)
+    hydra_config = HydraConfig.instance().cfg
+    files = {"config": cfg, "hydra": hydra_config, "overrides": HydraConfig.get().overrides.task}
+    for name, told in files.items():
+        write_whole(folder / KEPT / f"{name}.yaml", redacted(OmegaConf.to_yaml(told)))
 
 
 def take_along(there: Path, here: Path) -> None:

@@ -30,7 +30,13 @@ from src.launch import (
     processes_wanted,
     without_a_trace,
 )
-from src.resume import state_to_go_on_from, take_along, where_a_trial_goes_on, with_resume
+from src.resume import (
+    state_to_go_on_from,
+    take_along,
+    take_over,
+    where_a_trial_goes_on,
+    with_resume,
+)
 from src.secrecy import with_secrets_in_environment
 from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_look
 
@@ -149,6 +155,7 @@ def _train_and_tell(
         summarised(settings, run, folder, tracker),
         display,
     ):
+        take_over(folder, cfg, begins=state is None)
         observers: list[Observer] = [display, tracker] if tracker else [display]
         fitted = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
     if tracker and tracker.run_id and settings.track.log_model:

@@ -20,6 +20,7 @@ from oracles import as_a_user_calls_it, cut, regression_pair, same, weights
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
+from warm import Warm
 
 from cadence import Trainer
 from cadence.checkpoint import FOLDER, Checkpoints, latest
@@ -292,8 +293,8 @@ def test_resume_last_is_the_run_that_was_started_last_with_its_own_overrides_fir
 
     newer = tmp_path / "2026-01-02" / "newer"
     assert found == [
-        *("model=cnn", "trainer.max_epochs=40", "trainer.max_epochs=80"),
-        *(f"resume='{newer}'", f"hydra.run.dir='{newer}'"),
+        *("model=cnn", "trainer.max_epochs=40", f"hydra.run.dir='{newer}'"),
+        *("trainer.max_epochs=80", f"resume='{newer}'"),
     ]
     assert with_resume(["model=cnn"], tmp_path) == ["model=cnn"]
 
@@ -400,6 +401,73 @@ def test_a_resume_that_would_train_something_else_is_refused(
     assert ended.returncode == 1
     assert ended.stderr == message
     assert (folder / "checkpoints" / "last.pt").read_bytes() == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return what each file of a run's folder holds, but for its log and its locks."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file: file.read_bytes() for file in files if file.suffix not in (".log", ".lock")}
+
+
+def test_a_resume_that_is_refused_leaves_its_run_as_it_was_and_the_plain_one_goes_on(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    folder = tmp_path / "run"
+    began = command("trainer.max_epochs=1", "model.hidden=[8]", f"track.uri={tracking_uri}")
+    assert began.returncode == 0, began.stderr
+    before = contents(folder)
+
+    refused = [
+        command(f"resume={folder}", "optimizer.lr=0.1", "trainer.max_epochs=2"),
+        command(f"resume={folder}", "model.hidden=[4]"),
+        command(f"resume={folder}", "track.uri=http://127.0.0.1:9"),
+    ]
+
+    assert [ended.returncode for ended in refused] == [1, 1, 1]
+    assert contents(folder) == before
+    evaluated = command(f"run={folder}", module="src.evaluate")
+    assert evaluated.returncode == 0, evaluated.stderr
+    resumed = command(f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_resume_last_passes_over_a_start_that_was_refused(tmp_path: Path, warm: Warm) -> None:
+    runs = tmp_path / "runs" / "2026-01-01"
+    small = ("trainer.max_samples=64", "track=none", "hydra.run.dir=")
+    began = warm.run("src.train", [*small[:2], f"{small[2]}{runs}/first"], tmp_path)
+    assert began.returncode == 0, began.stderr
+    refused = warm.run("src.train", ["device.name=meta", f"{small[2]}{runs}/second"], tmp_path)
+    assert refused.returncode == 1
+
+    found = with_resume(["resume=last"], tmp_path / "runs")
+
+    assert found[-1] == f"resume='{runs}/first'"
+
+
+def test_a_folder_that_is_used_again_holds_nothing_of_the_run_before(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    trained = command("trainer.max_epochs=2", "trainer.checkpoint_every=1000", "track=none")
+    assert trained.returncode == 0, trained.stderr
+    assert {file.name for file in (folder / FOLDER).iterdir()} == {
+        *("last.pt", "previous.pt", "best.pt")
+    }
+    again = started(
+        ["trainer.max_epochs=100000", "trainer.checkpoint_every=1000000000", "track=none",
+         "trainer.evaluate_every=1000000000", "seed=1", f"hydra.run.dir={folder}"]
+    )  # fmt: skip
+    while "seed=1" not in (folder / ".hydra" / "overrides.yaml").read_text():
+        assert again.poll() is None
+        time.sleep(0.01)
+
+    again.kill()
+    again.communicate(timeout=60)
+
+    assert list((folder / FOLDER).iterdir()) == []
+    assert not (folder / "summary.json").exists()
+    evaluated = command(f"run={folder}", module="src.evaluate")
+    assert evaluated.returncode == 1
 
 
 def test_a_folder_that_is_no_run_and_a_damaged_checkpoint_are_clear_errors(

@@ -194,6 +194,12 @@ def has_begun(run: Path) -> bool:
     return any((run / FOLDER / name).exists() for name in (LAST, PREVIOUS))
 
 
+def forget(run: Path) -> None:
+    """Remove the states that are in a run's folder."""
+    for name in (LAST, PREVIOUS, BEST):
+        (run / FOLDER / name).unlink(missing_ok=True)
+
+
 def latest(folder: Path) -> State:
     """Return the state to go on from: that of ``last.pt``.
 
