@@ -21,7 +21,7 @@ from cadence.redaction import redact_files, redact_logs
 from cadence.shares import Plan
 from src.build import WINDOW, Run, build, planned_step_sizes
 from src.errors import command_line, errors_in_one_line, logged_with_traceback
-from src.fit import fit, fit_and_keep, kept_config, log_model
+from src.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
 from src.launch import (
     check_device,
     is_launched,
@@ -143,6 +143,7 @@ def _train_and_tell(
     kept: dict[str, Any],
 ) -> tuple[float, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    example = example_to_log(settings, run)
     if state is not None:
         take_along(Path(settings.resume or ""), folder)
 
@@ -158,9 +159,9 @@ def _train_and_tell(
         take_over(folder, cfg, begins=state is None)
         observers: list[Observer] = [display, tracker] if tracker else [display]
         fitted = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
-    if tracker and tracker.run_id and settings.track.log_model:
-        log_model(settings, run, folder, tracker.run_id)
     display.table(fitted, where_to_look(settings, folder, tracker))
+    if tracker and tracker.run_id and example is not None:
+        log_model(settings, run, folder, tracker.run_id, example)
     return fitted.val_loss, fitted.samples_per_second
 
 
