@@ -42,7 +42,8 @@ def example_inputs(model: nn.Module, objective: Objective, batch: Batch) -> Tens
             f"track.log_model=true: {problem}, and MLflow keeps a model of one tensor to one "
             "tensor; train with track.log_model=false"
         )
-    return calls[0][0][0].detach().cpu().clone()
+    inputs: Tensor = calls[0][0][0]
+    return inputs.detach().cpu().clone()
 
 
 def _problem(inputs: tuple[Any, ...], named: dict[str, Any], outputs: Any) -> str | None:
