@@ -50,6 +50,7 @@ FREE = (
     "device.keep_memory",
     "device.compile",
     "data.workers",
+    "data.path",
 )
 """Keys that may differ from those the run began with; each change is said."""
 
@@ -203,12 +204,21 @@ def take_over(folder: Path, cfg: DictConfig, *, begins: bool) -> None:
 
 
 def take_along(there: Path, here: Path) -> None:
-    """Copy numbers and best model of a run that goes on elsewhere, as an interrupted trial does."""
-    from cadence.checkpoint import BEST, FOLDER
+    """Copy numbers and best model of a run that goes on elsewhere, as an interrupted trial does.
+
+    Raises:
+        ConfigError: Another run is there.
+    """
+    from cadence.checkpoint import BEST, FOLDER, has_begun
     from cadence.journal import FILE as JOURNAL
 
     if here.samefile(there):
         return
+    if has_begun(here):
+        raise ConfigError(
+            f"hydra.run.dir={here}: another run is there; choose a new folder, or go on with that "
+            f"run by resume={here}"
+        )
     (here / FOLDER).mkdir(exist_ok=True)
     for name in (JOURNAL, f"{FOLDER}/{BEST}"):
         if (there / name).exists():

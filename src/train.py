@@ -24,6 +24,7 @@ from src.errors import command_line, errors_in_one_line, logged_with_traceback
 from src.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
 from src.launch import (
     check_device,
+    has_run_folder,
     is_launched,
     joined_processes,
     launched,
@@ -83,7 +84,7 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with going_on(folder) if in_multirun() else nullcontext():
+    with going_on(folder) if has_run_folder() else nullcontext():
         return _on_processes(cfg, settings)
 
 

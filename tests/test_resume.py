@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, CommandLine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import as_a_user_calls_it, cut, regression_pair, same, weights
+from told import in_mlflow, in_the_folder
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
@@ -27,13 +29,14 @@ from cadence.checkpoint import FOLDER, Checkpoints, latest
 from cadence.clock import Clock
 from cadence.config import ConfigError
 from cadence.data import TensorData, loader
+from cadence.liveness import going_on
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
 from cadence.record import Fitted
 from cadence.schedule import cosine
 from cadence.statefile import read
 from cadence.update import Outcome
-from src.resume import with_resume
+from src.resume import OVERRIDES, with_resume
 
 
 class StoppedError(Exception):
@@ -429,6 +432,68 @@ def test_a_resume_that_is_refused_leaves_its_run_as_it_was_and_the_plain_one_goe
     assert evaluated.returncode == 0, evaluated.stderr
     resumed = command(f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
+
+
+def test_a_run_goes_on_in_another_folder_where_its_own_cannot_be_written(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+    began = command("trainer.max_epochs=1", "model.hidden=[8]", f"track.uri={tracking_uri}")
+    assert began.returncode == 0, began.stderr
+    before = contents(folder)
+    longer = (f"resume={folder}", "trainer.max_epochs=2", f"hydra.run.dir={other}")
+
+    ended = command(*longer)
+    again = command(*longer)
+
+    assert ended.returncode == 0, ended.stderr
+    assert contents(folder) == before
+    ours = latest(other / FOLDER)
+    assert ours.clock.epoch == 2
+    assert ours.mlflow_run_id != latest(folder / FOLDER).mlflow_run_id
+    assert in_mlflow(tracking_uri, ours.mlflow_run_id) == in_the_folder(other)
+    assert again.returncode == 1
+    assert again.stderr.splitlines()[-1] == (
+        f"error: hydra.run.dir={other}: another run is there; choose a new folder, or go on with "
+        f"that run by resume={other}"
+    )
+
+
+def test_a_run_whose_data_moved_goes_on_with_it_and_says_so(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here.npz", tmp_path / "there.npz"
+    np.savez(here, inputs=np.ones((40, 3), np.float32), targets=np.arange(40) % 2)
+    began = command("data=arrays", f"data.path={here}", "trainer.max_epochs=1", "track=none")
+    assert began.returncode == 0, began.stderr
+    here.rename(there)
+
+    ended = command(f"resume={tmp_path}/run", f"data.path={there}", "trainer.max_epochs=2")
+
+    assert ended.returncode == 0, ended.stderr
+    assert f"WARNING: resume: data.path: was {here}, now {there}\n" in ended.stderr
+    assert latest(tmp_path / "run" / FOLDER).clock.epoch == 2
+
+
+@pytest.mark.parametrize("arguments", [["hydra.run.dir="], ["seed=1", "resume="]])
+def test_a_folder_in_which_a_run_goes_on_takes_no_second_one(
+    command: CommandLine, tmp_path: Path, arguments: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    (folder / FOLDER).mkdir(parents=True)
+    (folder / ".hydra").mkdir()
+    (folder / OVERRIDES).write_text("- track=none\n")
+    before = contents(folder)
+
+    with going_on(folder):
+        second = command("track=none", *arguments[:-1], f"{arguments[-1]}{folder}")
+
+    assert second.returncode == 1
+    assert second.stderr == (
+        f"error: {folder}: its run is still going on; wait for it, or choose another "
+        "hydra.run.dir=\n"
+    )
+    assert contents(folder) == before
 
 
 def test_resume_last_passes_over_a_start_that_was_refused(tmp_path: Path, warm: Warm) -> None:
