@@ -5,7 +5,6 @@ python -m src.train resume=last trainer.max_epochs=80
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cadence.changes import changes
 from cadence.config import ConfigError
 from cadence.redaction import HIDDEN, redacted
-from cadence.whole import write_whole
+from cadence.whole import copy_whole, write_whole
 from src.build import WINDOW
 
 if TYPE_CHECKING:
@@ -222,4 +221,4 @@ def take_along(there: Path, here: Path) -> None:
     (here / FOLDER).mkdir(exist_ok=True)
     for name in (JOURNAL, f"{FOLDER}/{BEST}"):
         if (there / name).exists():
-            shutil.copyfile(there / name, here / name)
+            copy_whole(there / name, here / name)

@@ -327,6 +327,32 @@ def test_the_best_model_of_a_run_is_evaluated_as_the_run_found_it(
     )
 
 
+@pytest.mark.parametrize("lost", ["best.pt", "last.pt"])
+def test_where_a_checkpoint_is_damaged_the_next_best_is_evaluated_with_a_warning(
+    command: CommandLine, tmp_path: Path, lost: str
+) -> None:
+    """A run that has no best, and whose last is damaged, has the one before it."""
+    folder = tmp_path / "run" / FOLDER
+    trained = command("trainer.max_epochs=2", "trainer.checkpoint_every=1000", "track=none")
+    assert trained.returncode == 0, trained.stderr
+    if lost == "last.pt":
+        (folder / "best.pt").unlink()
+    damaged = folder / lost
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.unlink()  # the others may share its bytes
+    damaged.write_bytes(content)
+    found = folder / {"best.pt": "last.pt", "last.pt": "previous.pt"}[lost]
+
+    ended = command(f"run={tmp_path}/run", module="src.evaluate")
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"checkpoint    {found}, after ")
+    (warning,) = ended.stderr.splitlines()
+    assert f"checkpoint {damaged}: damaged" in warning
+    assert warning.endswith(f"; going on from {found}")
+
+
 def test_a_logged_model_is_the_best_and_is_loaded_by_mlflow_to_compute_the_same(
     command: CommandLine, tmp_path: Path, tracking_uri: str
 ) -> None:
