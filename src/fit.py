@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from cadence import config as configs
-from cadence.redaction import redacted, with_its_type
+from cadence.redaction import redacted_tree, with_its_type
 from src.build import Run
 
 if TYPE_CHECKING:
@@ -143,6 +143,5 @@ def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
 
 def kept_config(cfg: DictConfig, processes: int) -> dict[str, Any]:
     """Return the flattened config as checkpoints keep it, without secrets."""
-    flat = configs.flattened(cfg).items()
-    kept = {key: redacted(value) if isinstance(value, str) else value for key, value in flat}
+    kept: dict[str, Any] = redacted_tree(configs.flattened(cfg))
     return kept | {"distributed.processes": processes}
