@@ -341,6 +341,7 @@ class Trainer:
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
         """Return the model's means over all items of some mini-batches; see `cadence.measure`."""
+        announce_epoch(minibatches, self.clock.samples)  # so that noise in workers is of here
         fitting = self._passes.fitting(minibatches)
         return evaluate(self.model, self.objective, fitting, self.device, self._autocast)
 
