@@ -450,9 +450,10 @@ def test_a_resume_that_is_refused_leaves_its_run_as_it_was_and_the_plain_one_goe
         command(f"resume={folder}", "optimizer.lr=0.1", "trainer.max_epochs=2"),
         command(f"resume={folder}", "model.hidden=[4]"),
         command(f"resume={folder}", "track.uri=http://127.0.0.1:9"),
+        command("seed=1", "track.uri=http://127.0.0.1:9"),  # another run, in the same folder
     ]
 
-    assert [ended.returncode for ended in refused] == [1, 1, 1]
+    assert [ended.returncode for ended in refused] == [1, 1, 1, 1]
     assert contents(folder) == before
     evaluated = command(f"run={folder}", module="src.evaluate")
     assert evaluated.returncode == 0, evaluated.stderr
