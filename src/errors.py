@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -41,7 +42,7 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except Exception as error:
         if _WITH_TRACEBACK:
-            raise
+            sys.exit(redacted(traceback.format_exc()))
         sys.exit(f"error: {redacted(configs.explained(error))}")
 
 

@@ -6,6 +6,7 @@
 Further overrides win over those that the run began with.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -24,15 +25,16 @@ USAGE = "usage: python -m src.evaluate run=<run folder, or last> [overrides]"
 
 
 def evaluate(folder: Path, overrides: list[str]) -> None:
-    """Print the held-out metrics of a run's best checkpoint, or of its last where none is best.
+    """Print the held-out metrics of a run's best checkpoint, or of its latest where none is best.
+
+    One that is damaged is passed over, with a warning.
 
     Raises:
         ConfigError: The config is impossible, or has no held-out data.
         ValueError: The checkpoint cannot be read, or is of another model.
     """
-    from cadence.checkpoint import BEST, FOLDER, LAST
+    from cadence.checkpoint import FOLDER, best
     from cadence.console import open_console, print_evaluation
-    from cadence.statefile import read
 
     arguments = with_one_schedule([*began_with(folder), *overrides])
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
@@ -40,9 +42,7 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
         run = build(settings)
     if run.val_loader is None:
         raise configs.ConfigError("data: there is no held-out data to evaluate on")
-    best = folder / FOLDER / BEST
-    file = best if best.exists() else folder / FOLDER / LAST
-    state = read(file)
+    state, file = best(folder / FOLDER)
     run.trainer.restore(state)
     evaluation = run.trainer.evaluate(run.val_loader)
     print_evaluation(evaluation, file, state.clock.samples, open_console())
@@ -55,6 +55,9 @@ def main() -> None:
         print(f"{__doc__}\n{USAGE}")
         return
     runs = [argument.removeprefix("run=") for argument in given if argument.startswith("run=")]
+    logging.basicConfig(
+        level=logging.WARNING, format="[%(asctime)s] %(levelname)s: %(message)s", force=True
+    )
     with command_line():
         if not runs:
             raise configs.ConfigError(f"run= is missing; {USAGE}")

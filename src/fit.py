@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from cadence import config as configs
-from cadence.redaction import redacted
+from cadence.redaction import redacted_tree, with_its_type
 from src.build import Run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cadence.distributed import Processes
     from cadence.record import Fitted, Observer
     from cadence.schema import Config
@@ -81,12 +83,42 @@ def _is_at_its_end(settings: "Config", run: Run) -> bool:
     return min((limit for limit in left if limit is not None), default=1) <= 0
 
 
-def log_model(settings: "Config", run: Run, folder: Path, run_id: str) -> None:
-    """Log the run's best model with it in MLflow, by an example of two samples.
+def example_to_log(settings: "Config", run: Run) -> "Tensor | None":
+    """Return two samples' inputs of the model that is to be logged; None = it is not to be.
+
+    Raises:
+        ValueError: MLflow cannot keep such a model.
+    """
+    if settings.track.name == "none" or not settings.track.log_model:
+        return None
+    from cadence.data import loader
+    from cadence.example import example_inputs
+    from cadence.state import random_states, restore_random_states
+
+    before = random_states()
+    batch = next(iter(loader(run.data.train, min(2, len(run.data.train)))))
+    example = example_inputs(run.trainer.model, run.trainer.objective, batch)
+    restore_random_states(before)
+    return example
+
+
+def log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: "Tensor") -> None:
+    """Log the run's best model with it in MLflow; the run is what it is, whether or not this works.
 
     Without held-out data none is the best, and it is the trained model as it is.
     """
-    from cadence.batch import first_samples, tensors
+    try:
+        _log_model(settings, run, folder, run_id, example)
+    except Exception as error:  # the server's, the disk's, or that of pickling a user's own class
+        log.warning(
+            "track.log_model=true: MLflow did not take the model (%s); the run and its checkpoints "
+            "are whole: python -m src.train resume=%s logs it",
+            with_its_type(error),
+            folder,
+        )
+
+
+def _log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: "Tensor") -> None:
     from cadence.checkpoint import BEST, FOLDER
     from cadence.logged_model import log_model
     from cadence.state import checked_model_state
@@ -95,8 +127,7 @@ def log_model(settings: "Config", run: Run, folder: Path, run_id: str) -> None:
     model, best = run.trainer.model, folder / FOLDER / BEST
     if best.exists():
         model.load_state_dict(checked_model_state(model, read(best)))
-    batch = next(first_samples(run.train_loader, 2))
-    log_model(settings.track.uri, run_id, model, tensors(batch)[0])
+    log_model(settings.track.uri, run_id, model, example)
 
 
 def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
@@ -112,6 +143,5 @@ def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
 
 def kept_config(cfg: DictConfig, processes: int) -> dict[str, Any]:
     """Return the flattened config as checkpoints keep it, without secrets."""
-    flat = configs.flattened(cfg).items()
-    kept = {key: redacted(value) if isinstance(value, str) else value for key, value in flat}
+    kept: dict[str, Any] = redacted_tree(configs.flattened(cfg))
     return kept | {"distributed.processes": processes}

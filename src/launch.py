@@ -83,9 +83,14 @@ def is_launched() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
+def has_run_folder() -> bool:
+    """Return whether the run's folder is this process's: alone, or as process 0."""
+    return not is_launched() or os.environ["RANK"] == "0"
+
+
 def without_a_trace(arguments: Sequence[str]) -> list[str]:
     """Return a command line; that of a process other than 0 makes no folder and no log."""
-    if not is_launched() or os.environ["RANK"] == "0":
+    if has_run_folder():
         return list(arguments)
     return [*arguments, *WITHOUT_A_TRACE, SILENT]
 

@@ -5,16 +5,17 @@ python -m src.train resume=last trainer.max_epochs=80
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cadence.changes import changes
 from cadence.config import ConfigError
-from cadence.redaction import HIDDEN
+from cadence.redaction import HIDDEN, redacted
+from cadence.whole import copy_whole, write_whole
 from src.build import WINDOW
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY = "resume="
-OVERRIDES = ".hydra/overrides.yaml"
+KEPT = ".hydra"
+"""What a run keeps of its config, in its folder."""
+
+OVERRIDES = f"{KEPT}/overrides.yaml"
 
 FREE = (
     "resume",
@@ -45,15 +49,17 @@ FREE = (
     "device.keep_memory",
     "device.compile",
     "data.workers",
+    "data.path",
 )
 """Keys that may differ from those the run began with; each change but that of resume and track.* is
 said."""
 
 
 def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
-    """Return a command line that goes on where ``resume=`` says, in that run's own folder.
+    """Return a command line that goes on where ``resume=`` says.
 
-    The overrides that the run began with come first, so that those given now win.
+    The overrides that the run began with come first, and its own folder, so that those given now
+    win.
 
     Args:
         arguments: What the user typed.
@@ -74,7 +80,7 @@ def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
             raise ConfigError(
                 f"{KEY}{wanted}: the secret in {key} is kept nowhere; give {key}= again"
             )
-    return [*before, *now, f"{KEY}'{folder}'", f"hydra.run.dir='{folder}'"]
+    return [*before, f"hydra.run.dir='{folder}'", *now, f"{KEY}'{folder}'"]
 
 
 def run_folder(key: str, wanted: str, runs: Path) -> Path:
@@ -171,14 +177,49 @@ def state_to_go_on_from(settings: "Config", kept: Mapping[str, Any]) -> "State |
     return state
 
 
+def take_over(folder: Path, cfg: DictConfig, *, begins: bool) -> None:
+    """Let a folder be that of a run which nothing refuses any more: its config is kept there.
+
+    Each file is redacted, and whole or not at all.
+
+    Args:
+        folder: The run's folder.
+        cfg: Its config.
+        begins: Whether the run begins: then what is left there is another run's, and goes.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    from cadence.checkpoint import forget
+    from cadence.summary import FILE as SUMMARY
+
+    if begins:
+        forget(folder)
+        (folder / SUMMARY).unlink(missing_ok=True)
+    (folder / KEPT).mkdir(exist_ok=True)
+    hydra_config = HydraConfig.instance().cfg
+    files = {"config": cfg, "hydra": hydra_config, "overrides": HydraConfig.get().overrides.task}
+    for name, told in files.items():
+        write_whole(folder / KEPT / f"{name}.yaml", redacted(OmegaConf.to_yaml(told)))
+
+
 def take_along(there: Path, here: Path) -> None:
-    """Copy numbers and best model of a run that goes on elsewhere, as an interrupted trial does."""
-    from cadence.checkpoint import BEST, FOLDER
+    """Copy numbers and best model of a run that goes on elsewhere, as an interrupted trial does.
+
+    Raises:
+        ConfigError: Another run is there.
+    """
+    from cadence.checkpoint import BEST, FOLDER, has_begun
     from cadence.journal import FILE as JOURNAL
 
     if here.samefile(there):
         return
+    if has_begun(here):
+        raise ConfigError(
+            f"hydra.run.dir={here}: another run is there; choose a new folder, or go on with that "
+            f"run by resume={here}"
+        )
     (here / FOLDER).mkdir(exist_ok=True)
     for name in (JOURNAL, f"{FOLDER}/{BEST}"):
         if (there / name).exists():
-            shutil.copyfile(there / name, here / name)
+            copy_whole(there / name, here / name)

@@ -21,10 +21,11 @@ from cadence.redaction import redact_files, redact_logs
 from cadence.shares import Plan
 from src.build import WINDOW, Run, build, planned_step_sizes
 from src.errors import command_line, errors_in_one_line, logged_with_traceback
-from src.fit import fit, fit_and_keep, kept_config, log_model
+from src.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
 from src.launch import (
     check_device,
     check_same_run,
+    has_run_folder,
     is_launched,
     joined_processes,
     launched,
@@ -32,7 +33,13 @@ from src.launch import (
     without_a_trace,
 )
 from src.overrides import with_one_schedule
-from src.resume import state_to_go_on_from, take_along, where_a_trial_goes_on, with_resume
+from src.resume import (
+    state_to_go_on_from,
+    take_along,
+    take_over,
+    where_a_trial_goes_on,
+    with_resume,
+)
 from src.secrecy import with_secrets_in_environment
 from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_look
 
@@ -79,7 +86,7 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with going_on(folder) if in_multirun() else nullcontext():
+    with going_on(folder) if has_run_folder() else nullcontext():
         return _on_processes(cfg, settings)
 
 
@@ -140,6 +147,7 @@ def _train_and_tell(
     kept: dict[str, Any],
 ) -> tuple[float, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
+    example = example_to_log(settings, run)
     if state is not None:
         take_along(Path(settings.resume or ""), folder)
 
@@ -152,11 +160,12 @@ def _train_and_tell(
         summarised(settings, run, folder, tracker),
         display,
     ):
+        take_over(folder, cfg, begins=state is None)
         observers: list[Observer] = [display, tracker] if tracker else [display]
         fitted = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
-    if tracker and tracker.run_id and settings.track.log_model:
-        log_model(settings, run, folder, tracker.run_id)
     display.table(fitted, run.trainer.step_sizes, where_to_look(settings, folder, tracker))
+    if tracker and tracker.run_id and example is not None:
+        log_model(settings, run, folder, tracker.run_id, example)
     return fitted.val_loss, fitted.samples_per_second
 
 

@@ -43,7 +43,7 @@ def command(warm: Warm, tmp_path: Path) -> CommandLine:
     ) -> "subprocess.CompletedProcess[str]":
         folder = (
             []
-            if any(part.startswith(("hydra.", "-")) for part in arguments)
+            if any(part.startswith(("hydra.", "resume=", "-")) for part in arguments)
             else [f"hydra.run.dir={tmp_path / 'run'}"]
         )
         return warm.run(module, [*arguments, *folder], tmp_path, **limits)

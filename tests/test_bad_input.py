@@ -435,8 +435,8 @@ def test_a_diverged_run_fails_with_a_remedy_and_says_so_in_its_summary(
     ended = command("optimizer=sgd", "optimizer.lr=1e30", "trainer.max_skipped=3", "track=none")
 
     assert ended.returncode == 1
-    assert "4 windows in a row were refused because their loss or gradient is not finite; try a " \
-        "lower optimizer.lr" in ended.stderr  # fmt: skip
+    assert "4 windows in a row were refused because their loss or gradient is not finite; " \
+        "begin anew with a lower optimizer.lr" in ended.stderr  # fmt: skip
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "FAILED"
     assert summary["updates_skipped"] == 4

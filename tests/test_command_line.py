@@ -67,6 +67,7 @@ def test_a_run_says_what_it_does_and_leaves_its_folder_behind(
     assert said[-1] == f"run folder    {tmp_path / 'run'}"
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
         ".hydra",
+        ".running.lock",
         "summary.json",
         "train.log",
         "checkpoints",

@@ -6,6 +6,8 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cadence.data import Data, TensorData
 from cadence.data.arrays import arrays
@@ -138,3 +140,26 @@ def test_bytes_become_numbers_between_0_and_1_and_fractions_become_targets_to_re
     assert (inputs == 1).all()
     assert data.outputs == 1
     assert targets.dtype == torch.float32
+
+
+@settings(max_examples=300)
+@given(data=st.data(), compressed=st.booleans())
+def test_an_archive_with_any_byte_damaged_is_refused_by_name_or_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, compressed: bool
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "damaged.npz"
+    save = np.savez_compressed if compressed else np.savez
+    save(file, inputs=np.ones((600, 3), np.float32), targets=np.arange(600) % 2)
+    whole = bytearray(file.read_bytes())
+    is_header = [at for at, _ in enumerate(whole) if at < 260 or 7300 < at < 7700]
+    at = data.draw(st.sampled_from(is_header) | st.integers(0, len(whole) - 1))
+    whole[at] = data.draw(st.integers(0, 255))
+    file.write_bytes(whole)
+
+    said = f"data.path={file}: "
+    try:
+        arrays(str(file))
+    except ValueError as error:
+        said = str(error)
+
+    assert said.startswith(f"data.path={file}: ")

@@ -112,7 +112,7 @@ def test_a_full_disk_ends_a_run_with_a_remedy_and_leaves_the_last_checkpoint_rea
 
 
 def test_a_disk_that_became_read_only_is_named_and_what_it_holds_is_still_readable(
-    command: CommandLine, disk: Disk
+    command: CommandLine, tmp_path: Path, disk: Disk
 ) -> None:
     folder = disk("size=8m,rw")
     assert command(*RUN, f"hydra.run.dir={folder}/run", "track=none").returncode == 0
@@ -137,6 +137,10 @@ def test_a_disk_that_became_read_only_is_named_and_what_it_holds_is_still_readab
     assert latest(folder / "run" / "checkpoints").clock.epoch == 3
     evaluated = command(f"run={folder}/run", module="src.evaluate")
     assert evaluated.returncode == 0, evaluated.stderr
+    there = f"hydra.run.dir={tmp_path}/there"
+    went_on = command(f"resume={folder}/run", "trainer.max_epochs=4", there)
+    assert went_on.returncode == 0, went_on.stderr
+    assert latest(tmp_path / "there" / "checkpoints").clock.epoch == 4
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import CUDA, as_a_user_calls_it, same
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from cadence import Trainer
 from cadence.batch import first_samples
+from cadence.clock import Clock
 from cadence.data import InMemoryLoader, TensorData, loader
+from cadence.objectives import Regression
 from cadence.window import windows
 
 FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -150,6 +154,30 @@ def test_an_epochs_noise_in_workers_is_the_same_whichever_epoch_was_the_first() 
 
     assert torch.equal(torch.cat(epoch(resumed, 1)), second)
     assert not torch.equal(first, second)
+
+
+class NoiseToRegress(Noise):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index).double(), torch.zeros(1).double()
+
+
+@FORKING
+def test_held_out_noise_in_workers_is_the_same_however_often_it_was_evaluated_before() -> None:
+    def losses(evaluations: range) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1).double()
+        trainer = Trainer(model, SGD(model.parameters(), lr=0.1), Regression(), 1, "cpu")
+        held_out = loader(NoiseToRegress(8), 2, workers=2)
+        found = []
+        for samples in evaluations:
+            trainer.clock = Clock(samples=samples)
+            found.append(trainer.evaluate(held_out).loss)
+        return found
+
+    undisturbed, resumed = losses(range(3)), losses(range(2, 3))
+
+    assert resumed == undisturbed[-1:]
+    assert len(set(undisturbed)) == 3
 
 
 def test_a_part_of_tensors_in_memory_is_as_good_as_the_whole() -> None:

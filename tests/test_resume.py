@@ -11,28 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, CommandLine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import as_a_user_calls_it, cut, regression_pair, same, weights
+from told import in_mlflow, in_the_folder
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
+from warm import Warm
 
 from cadence import Trainer
 from cadence.checkpoint import FOLDER, Checkpoints, latest
 from cadence.clock import Clock
 from cadence.config import ConfigError
 from cadence.data import TensorData, loader
+from cadence.liveness import going_on
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
 from cadence.record import Fitted
 from cadence.schedule import cosine
 from cadence.statefile import read
 from cadence.update import Outcome
-from src.resume import with_resume
+from src.resume import OVERRIDES, with_resume
 
 
 class StoppedError(Exception):
@@ -292,8 +296,8 @@ def test_resume_last_is_the_run_that_was_started_last_with_its_own_overrides_fir
 
     newer = tmp_path / "2026-01-02" / "newer"
     assert found == [
-        *("model=cnn", "trainer.max_epochs=40", "trainer.max_epochs=80"),
-        *(f"resume='{newer}'", f"hydra.run.dir='{newer}'"),
+        *("model=cnn", "trainer.max_epochs=40", f"hydra.run.dir='{newer}'"),
+        *("trainer.max_epochs=80", f"resume='{newer}'"),
     ]
     assert with_resume(["model=cnn"], tmp_path) == ["model=cnn"]
 
@@ -321,6 +325,32 @@ def test_the_best_model_of_a_run_is_evaluated_as_the_run_found_it(
         "error: run= is missing; usage: python -m src.evaluate run=<run folder, or last> "
         "[overrides]\n"
     )
+
+
+@pytest.mark.parametrize("lost", ["best.pt", "last.pt"])
+def test_where_a_checkpoint_is_damaged_the_next_best_is_evaluated_with_a_warning(
+    command: CommandLine, tmp_path: Path, lost: str
+) -> None:
+    """A run that has no best, and whose last is damaged, has the one before it."""
+    folder = tmp_path / "run" / FOLDER
+    trained = command("trainer.max_epochs=2", "trainer.checkpoint_every=1000", "track=none")
+    assert trained.returncode == 0, trained.stderr
+    if lost == "last.pt":
+        (folder / "best.pt").unlink()
+    damaged = folder / lost
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.unlink()  # the others may share its bytes
+    damaged.write_bytes(content)
+    found = folder / {"best.pt": "last.pt", "last.pt": "previous.pt"}[lost]
+
+    ended = command(f"run={tmp_path}/run", module="src.evaluate")
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"checkpoint    {found}, after ")
+    (warning,) = ended.stderr.splitlines()
+    assert f"checkpoint {damaged}: damaged" in warning
+    assert warning.endswith(f"; going on from {found}")
 
 
 def test_a_logged_model_is_the_best_and_is_loaded_by_mlflow_to_compute_the_same(
@@ -400,6 +430,136 @@ def test_a_resume_that_would_train_something_else_is_refused(
     assert ended.returncode == 1
     assert ended.stderr == message
     assert (folder / "checkpoints" / "last.pt").read_bytes() == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return what each file of a run's folder holds, but for its log and its locks."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file: file.read_bytes() for file in files if file.suffix not in (".log", ".lock")}
+
+
+def test_a_resume_that_is_refused_leaves_its_run_as_it_was_and_the_plain_one_goes_on(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    folder = tmp_path / "run"
+    began = command("trainer.max_epochs=1", "model.hidden=[8]", f"track.uri={tracking_uri}")
+    assert began.returncode == 0, began.stderr
+    before = contents(folder)
+
+    refused = [
+        command(f"resume={folder}", "optimizer.lr=0.1", "trainer.max_epochs=2"),
+        command(f"resume={folder}", "model.hidden=[4]"),
+        command(f"resume={folder}", "track.uri=http://127.0.0.1:9"),
+        command("seed=1", "track.uri=http://127.0.0.1:9"),  # another run, in the same folder
+    ]
+
+    assert [ended.returncode for ended in refused] == [1, 1, 1, 1]
+    assert contents(folder) == before
+    evaluated = command(f"run={folder}", module="src.evaluate")
+    assert evaluated.returncode == 0, evaluated.stderr
+    resumed = command(f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_a_run_goes_on_in_another_folder_where_its_own_cannot_be_written(
+    command: CommandLine, tmp_path: Path, tracking_uri: str
+) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+    began = command("trainer.max_epochs=1", "model.hidden=[8]", f"track.uri={tracking_uri}")
+    assert began.returncode == 0, began.stderr
+    before = contents(folder)
+    longer = (f"resume={folder}", "trainer.max_epochs=2", f"hydra.run.dir={other}")
+
+    ended = command(*longer)
+    again = command(*longer)
+
+    assert ended.returncode == 0, ended.stderr
+    assert contents(folder) == before
+    ours = latest(other / FOLDER)
+    assert ours.clock.epoch == 2
+    assert ours.mlflow_run_id != latest(folder / FOLDER).mlflow_run_id
+    assert in_mlflow(tracking_uri, ours.mlflow_run_id) == in_the_folder(other)
+    assert again.returncode == 1
+    assert again.stderr.splitlines()[-1] == (
+        f"error: hydra.run.dir={other}: another run is there; choose a new folder, or go on with "
+        f"that run by resume={other}"
+    )
+
+
+def test_a_run_whose_data_moved_goes_on_with_it_and_says_so(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here.npz", tmp_path / "there.npz"
+    np.savez(here, inputs=np.ones((40, 3), np.float32), targets=np.arange(40) % 2)
+    began = command("data=arrays", f"data.path={here}", "trainer.max_epochs=1", "track=none")
+    assert began.returncode == 0, began.stderr
+    here.rename(there)
+
+    ended = command(f"resume={tmp_path}/run", f"data.path={there}", "trainer.max_epochs=2")
+
+    assert ended.returncode == 0, ended.stderr
+    assert f"WARNING: resume: data.path: was {here}, now {there}\n" in ended.stderr
+    assert latest(tmp_path / "run" / FOLDER).clock.epoch == 2
+
+
+@pytest.mark.parametrize("arguments", [["hydra.run.dir="], ["seed=1", "resume="]])
+def test_a_folder_in_which_a_run_goes_on_takes_no_second_one(
+    command: CommandLine, tmp_path: Path, arguments: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    (folder / FOLDER).mkdir(parents=True)
+    (folder / ".hydra").mkdir()
+    (folder / OVERRIDES).write_text("- track=none\n")
+    before = contents(folder)
+
+    with going_on(folder):
+        second = command("track=none", *arguments[:-1], f"{arguments[-1]}{folder}")
+
+    assert second.returncode == 1
+    assert second.stderr == (
+        f"error: {folder}: its run is still going on; wait for it, or choose another "
+        "hydra.run.dir=\n"
+    )
+    assert contents(folder) == before
+
+
+def test_resume_last_passes_over_a_start_that_was_refused(tmp_path: Path, warm: Warm) -> None:
+    runs = tmp_path / "runs" / "2026-01-01"
+    small = ("trainer.max_samples=64", "track=none", "hydra.run.dir=")
+    began = warm.run("src.train", [*small[:2], f"{small[2]}{runs}/first"], tmp_path)
+    assert began.returncode == 0, began.stderr
+    refused = warm.run("src.train", ["device.name=meta", f"{small[2]}{runs}/second"], tmp_path)
+    assert refused.returncode == 1
+
+    found = with_resume(["resume=last"], tmp_path / "runs")
+
+    assert found[-1] == f"resume='{runs}/first'"
+
+
+def test_a_folder_that_is_used_again_holds_nothing_of_the_run_before(
+    command: CommandLine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    trained = command("trainer.max_epochs=2", "trainer.checkpoint_every=1000", "track=none")
+    assert trained.returncode == 0, trained.stderr
+    assert {file.name for file in (folder / FOLDER).iterdir()} == {
+        *("last.pt", "previous.pt", "best.pt")
+    }
+    again = started(
+        ["trainer.max_epochs=100000", "trainer.checkpoint_every=1000000000", "track=none",
+         "trainer.evaluate_every=1000000000", "seed=1", f"hydra.run.dir={folder}"]
+    )  # fmt: skip
+    while "seed=1" not in (folder / ".hydra" / "overrides.yaml").read_text():
+        assert again.poll() is None
+        time.sleep(0.01)
+
+    again.kill()
+    again.communicate(timeout=60)
+
+    assert list((folder / FOLDER).iterdir()) == []
+    assert not (folder / "summary.json").exists()
+    evaluated = command(f"run={folder}", module="src.evaluate")
+    assert evaluated.returncode == 1
 
 
 def test_a_folder_that_is_no_run_and_a_damaged_checkpoint_are_clear_errors(

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from told import in_mlflow, in_the_folder, tracker
 
 from cadence.clock import Clock
-from cadence.manifest import Delivered
+from cadence.manifest import DELIVERED, Delivered
 from cadence.track import Tracker
 from cadence.update import Outcome
 
@@ -212,6 +212,36 @@ def test_a_resumed_run_keeps_the_points_of_one_that_was_never_interrupted(
     assert curves[0] == curves[1]
 
 
+def test_a_run_that_is_resumed_before_its_first_checkpoint_keeps_its_first_window(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    with tracker(tracking_uri, tmp_path, every=100, offline=True, resumed_at=0) as tracked:
+        trained(tracked, range(1, 21))
+
+    points = [point for point in in_the_folder(tmp_path) if point.key == "train/loss"]
+    assert [point.step for point in points] == [10, 100, 200]
+
+
+def test_a_resumed_run_whose_note_of_what_was_delivered_is_lost_doubles_no_point(
+    tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracker(tracking_uri, tmp_path) as first:
+        trained(first, range(1, 11))
+    note = tmp_path / DELIVERED
+    note.write_bytes(b"")
+
+    with tracker(tracking_uri, tmp_path, resumed_at=50, run_id=first.run_id) as second:
+        trained(second, range(6, 21))
+
+    assert second.run_id == first.run_id
+    points = in_mlflow(tracking_uri, first.run_id)
+    assert points == in_the_folder(tmp_path)
+    assert [point.step for point in points if point.key == "train/loss"] == [*range(10, 201, 10)]
+    assert caplog.messages == [
+        f"{note}: damaged; MLflow is told anew what it may have been told already"
+    ]
+
+
 def test_a_resumed_run_misses_no_point_and_doubles_none(tracking_uri: str, tmp_path: Path) -> None:
     with tracker(tracking_uri, tmp_path, every=20) as first:
         trained(first, range(1, 14))
@@ -317,6 +347,20 @@ def test_a_name_that_mlflow_cannot_have_holds_up_no_other_point(
     assert "val/f1 (macro)" in {point.key for point in in_the_folder(tmp_path)} - names
     assert caplog.messages == [
         "val/f1 (macro): MLflow takes no metric of this name; it stays in the run folder"
+    ]
+
+
+def test_a_param_whose_name_mlflow_cannot_have_holds_up_no_run(
+    tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = {"data.map.a&b": 1, "data.map.a": 2}
+    with tracker(tracking_uri, tmp_path, params=params) as tracked:
+        pass
+
+    run = mlflow.MlflowClient(tracking_uri).get_run(str(tracked.run_id))
+    assert (run.info.status, run.data.params) == ("FINISHED", {"data.map.a": "2"})
+    assert caplog.messages == [
+        "data.map.a&b: MLflow takes no param of this name; it stays in the run folder"
     ]
 
 

@@ -485,8 +485,8 @@ def test_a_run_that_diverges_stops_and_counts_every_refusal() -> None:
 
     message = (
         "samples=6: loss nan, gradient norm nan: 3 windows in a row were refused because their "
-        "loss or gradient is not finite; try a lower optimizer.lr, trainer.clip_norm=1, or "
-        "device.precision=fp32"
+        "loss or gradient is not finite; begin anew with a lower optimizer.lr, "
+        "trainer.clip_norm=1, or device.precision=fp32"
     )
     with pytest.raises(DivergedError, match=f"^{re.escape(message)}$"):
         trainer.fit([batch] * 10, epochs=1)

@@ -151,8 +151,8 @@ def test_more_refusals_in_a_row_than_are_borne_end_the_run() -> None:
 
     message = (
         "samples=56: loss 0.25, gradient norm nan: 3 windows in a row were refused because their "
-        "loss or gradient is not finite; try a lower optimizer.lr, trainer.clip_norm=1, or "
-        "device.precision=fp32"
+        "loss or gradient is not finite; begin anew with a lower optimizer.lr, "
+        "trainer.clip_norm=1, or device.precision=fp32"
     )
     clock = clock.after_window(batches=2, samples=8, items=8, applied=False)
     with pytest.raises(DivergedError, match=f"^{re.escape(message)}$"):

@@ -8,13 +8,19 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import ROOT
+
+from cadence.checkpoint import FOLDER, latest
 
 
 def readme_files() -> dict[str, str]:
@@ -141,6 +147,87 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("Fitted(step_size=16, ")
+
+
+ROWS = """
+import time
+import torch
+from cadence.data import Data
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4000
+    def __getitem__(self, index):
+        time.sleep(0.001)
+        return torch.randn(3), index % 2
+
+def rows():
+    return Data(train=Rows(), validation=None, input_shape=(3,), outputs=2)
+"""
+ROWS_YAML = """
+_target_: my_project.rows.rows
+batch_size: 8
+workers: 2
+objective:
+  _target_: cadence.objectives.Classification
+"""
+
+
+@pytest.fixture
+def loading(project: Path) -> "Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]":
+    """A run whose samples two workers load, in a process group of its own, and its workers."""
+    (project / "elsewhere" / "my_project" / "rows.py").write_text(ROWS)
+    (project / "conf" / "data" / "rows.yaml").write_text(ROWS_YAML)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "src.train", "data=rows", "track=none"),
+            *("trainer.max_epochs=1000", f"hydra.run.dir={project}/run"),
+        ],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{project}/elsewhere"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    run = psutil.Process(process.pid)
+    while len(workers := run.children()) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)  # now they load
+    yield process, workers
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_of_a_runs_processes_ends_its_window_and_saves_it(
+    project: Path, loading: "tuple[subprocess.Popen[str], list[psutil.Process]]", number: int
+) -> None:
+    process, workers = loading
+
+    os.killpg(process.pid, number)
+    _, error = process.communicate(timeout=60)
+
+    assert process.returncode == 128 + number, error
+    warning, interrupted = error.splitlines()
+    assert warning.endswith("the window under way ends first; a second one stops at once")
+    assert interrupted == "interrupted"
+    state = latest(project / "run" / FOLDER)
+    summary = json.loads((project / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["samples"]) == ("KILLED", state.clock.samples)
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_workers_end_with_a_run_that_is_killed(
+    loading: "tuple[subprocess.Popen[str], list[psutil.Process]]",
+) -> None:
+    process, workers = loading
+
+    process.kill()
+
+    _, alive = psutil.wait_procs(workers, timeout=3)
+    assert alive == []
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

@@ -5,10 +5,10 @@ import itertools
 import logging
 import socket
 import time
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from filelock import FileLock
 from sqlalchemy.engine import make_url
@@ -38,7 +38,7 @@ def check(uri: str) -> None:
     Raises:
         ValueError: MLflow cannot keep runs there, or nothing answers; the message says what to try.
     """
-    parts = urlsplit(uri)
+    parts, port = _parts(uri)
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
         _make_writable(uri)
@@ -49,13 +49,30 @@ def check(uri: str) -> None:
         )
     elif scheme in PORTS:
         try:
-            _connect(parts.hostname or "", parts.port or PORTS[scheme], asks=scheme == "http")
+            _connect(parts.hostname or "", port or PORTS[scheme], asks=scheme == "http")
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(
                 f"track.uri={redacted(uri)}: no MLflow server answers "
                 f"({in_one_line(error)}); start it, correct the address, or train without by "
                 "track=none, or deliver later by track.offline=true"
             ) from error
+
+
+def _parts(uri: str) -> tuple[SplitResult, int | None]:
+    """Return the parts of an address and its port.
+
+    Raises:
+        ValueError: It has no such parts; what Python says of it may hold some of the password.
+    """
+    with suppress(ValueError):
+        parts = urlsplit(uri)
+        is_read_by_all = parts.scheme in ("http", "https") or "@" not in (parts.password or "")
+        if is_read_by_all:
+            return parts, parts.port
+    raise ValueError(
+        f"track.uri={redacted(uri)}: it is no address; is its port a number? In a password write "
+        "/ ? # @ [ ] as %2F %3F %23 %40 %5B %5D"
+    )
 
 
 def wait(uri: str) -> None:

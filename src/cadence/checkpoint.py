@@ -19,7 +19,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from time import perf_counter
@@ -194,6 +194,12 @@ def has_begun(run: Path) -> bool:
     return any((run / FOLDER / name).exists() for name in (LAST, PREVIOUS))
 
 
+def forget(run: Path) -> None:
+    """Remove the states that are in a run's folder."""
+    for name in (LAST, PREVIOUS, BEST):
+        (run / FOLDER / name).unlink(missing_ok=True)
+
+
 def latest(folder: Path) -> State:
     """Return the state to go on from: that of ``last.pt``.
 
@@ -205,16 +211,37 @@ def latest(folder: Path) -> State:
     Raises:
         ValueError: Neither can be read; the message is about ``last.pt``.
     """
-    previous = folder / PREVIOUS
-    try:
-        return read(folder / LAST)
-    except ValueError as error:
+    return _first_whole([folder / LAST, folder / PREVIOUS])[0]
+
+
+def best(folder: Path) -> tuple[State, Path]:
+    """Return the state with the lowest validation loss, and its file; the latest if none is best.
+
+    Where that cannot be read it is the next of best, last and previous, with a warning.
+
+    Args:
+        folder: What `Checkpoints` saved into.
+
+    Raises:
+        ValueError: None can be read; the message is about the first that was wanted.
+    """
+    found = [folder / BEST] if (folder / BEST).exists() else []
+    return _first_whole([*found, folder / LAST, folder / PREVIOUS])
+
+
+def _first_whole(files: Sequence[Path]) -> tuple[State, Path]:
+    """Return the state in the first of some files that can be read, and which that is."""
+    refusals: list[ValueError] = []
+    for file in files:
         try:
-            state = read(previous)
-        except ValueError:
-            raise error from None
-        log.warning("%s; going on from %s", error, previous)
-        return state
+            state = read(file)
+        except ValueError as error:
+            refusals.append(error)
+            continue
+        if refusals:
+            log.warning("%s; going on from %s", refusals[0], file)
+        return state, file
+    raise refusals[0]
 
 
 def _name_too(file: Path, other: Path) -> None:

@@ -76,8 +76,8 @@ class Delivery:
         self._server = server
         self._batch = BATCH
         self._done = Delivered.load(folder)
-        if self._done.sending > journal.size:  # the file lost its end: all of it is sent again
-            self._note(sending=0, points=0)
+        if self._done.sending > journal.size:  # a file lost its end: all of it is sent again
+            self._note(sending=journal.size, points=0)
 
     @property
     def run_id(self) -> str | None:

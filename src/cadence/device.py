@@ -110,6 +110,18 @@ def uncompile(model: nn.Module) -> None:
         model.forward = forward
 
 
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Let a model be called, within, as it was before `compile_forward`."""
+    forward = vars(model).get("forward")
+    uncompile(model)
+    try:
+        yield
+    finally:
+        if forward is not None:
+            model.forward = forward
+
+
 def _untranslated(model: nn.Module) -> Callable[..., Any] | None:
     """Return the forward that `compile_forward` took; None = it took none."""
     return getattr(vars(model).get("forward"), _OWN, None)

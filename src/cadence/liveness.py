@@ -27,7 +27,9 @@ def going_on(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(f"{folder}: its run is still going on; wait for it") from error
+        raise ValueError(
+            f"{folder}: its run is still going on; wait for it, or choose another hydra.run.dir="
+        ) from error
     try:
         yield
     finally:

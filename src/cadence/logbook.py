@@ -32,7 +32,7 @@ class Logbook:
         machine: Returns the machine's state, by name.
         every: Samples between kept points of ``train/*``, at least 1; the first and the last window
             of a run are always among them.
-        resumed_at: The samples from where an earlier session goes on; None = the run begins.
+        resumed_at: The samples from where an earlier session goes on; None or 0 = the run begins.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Logbook:
         self._journal = journal
         self._machine = machine
         self._every = every
-        self._begins = resumed_at is None
+        self._begins = not resumed_at
         self._seen = self._kept = Clock(samples=resumed_at or 0)
         self._outcome: Outcome | None = None
         self._measured_at = 0

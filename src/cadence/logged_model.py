@@ -14,11 +14,13 @@ from cadence.device import uncompile
 def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
     """Log a model with a run, so that ``mlflow.pytorch.load_model`` loads it.
 
+    The run's status stays as it is.
+
     Args:
         uri: MLflow's tracking URI.
         run_id: The run.
         model: The model, as it is; it is logged in evaluation mode.
-        inputs: A few samples' inputs, on any device: its example, and where its signature is from.
+        inputs: What `cadence.example.example_inputs` returned: its example and its signature's.
 
     Returns:
         What `mlflow.pytorch.load_model` takes.
@@ -31,12 +33,18 @@ def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
         outputs = model(inputs.to(device))
     example = inputs.cpu().numpy()
     mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=run_id):
-        logged = mlflow.pytorch.log_model(
-            model,
-            name="model",
-            signature=infer_signature(example, outputs.float().cpu().numpy()),
-            input_example=example,
-            pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
-        )
+    client = mlflow.MlflowClient(uri)
+    run = client.get_run(run_id)
+    begun = client.create_logged_model(
+        run.info.experiment_id, "model", source_run_id=run_id, params=run.data.params
+    )
+    logged = mlflow.pytorch.log_model(
+        model,
+        name="model",
+        model_id=begun.model_id,
+        run_id=run_id,  # not within start_run, which would end the run anew, however this ends
+        signature=infer_signature(example, outputs.float().cpu().numpy()),
+        input_example=example,
+        pip_requirements=[f"torch=={version('torch').partition('+')[0]}"],
+    )
     return str(logged.model_uri)

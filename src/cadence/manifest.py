@@ -5,12 +5,16 @@ them.
 """
 
 import json
+import logging
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cadence.whole import write_whole
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -92,9 +96,18 @@ class Delivered:
 
     @classmethod
     def load(cls, folder: Path) -> "Delivered":
-        """Return what the run's folder keeps; nothing was taken where there is nothing."""
+        """Return what the run's folder keeps; nothing was taken where there is nothing.
+
+        Where it is damaged, the server may have taken anything: it is told all of it again.
+        """
         file = folder / DELIVERED
-        return _read(cls, file) if file.exists() else cls()
+        if not file.exists():
+            return cls()
+        try:
+            return _read(cls, file)
+        except ValueError:
+            log.warning("%s: damaged; MLflow is told anew what it may have been told already", file)
+            return cls(sending=sys.maxsize)
 
 
 def _read(kind: Callable[..., T], file: Path) -> T:

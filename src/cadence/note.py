@@ -9,7 +9,7 @@ from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 from cadence.lineage import new_run
 from cadence.logbook import milliseconds
 from cadence.redaction import redacted
-from cadence.track import experiment_id, open_client, param_text, refused
+from cadence.track import can_be_named, experiment_id, open_client, param_text, refused
 
 
 def note(
@@ -40,7 +40,11 @@ def note(
     with refused(uri):
         run_id = new_run(client, experiment_id(client, uri, experiment), name, dict(tags))
         now = milliseconds()
-        told = [Param(key, redacted(param_text(value))) for key, value in params.items()]
+        told = [
+            Param(key, redacted(param_text(value)))
+            for key, value in params.items()
+            if can_be_named(key, "param")
+        ]
         for start in range(0, len(told), MAX_PARAMS_TAGS_PER_BATCH):
             client.log_batch(run_id, params=told[start : start + MAX_PARAMS_TAGS_PER_BATCH])
         client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items()])

@@ -4,21 +4,35 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from cadence.whole import write_whole
 
 HIDDEN = "***"
 """What stands where a secret was."""
 
-_PASSWORD = re.compile(r'(://[^\s:/@"]*:)[^\s"]*@')
-"""What is between the colon and the last @ of an address; a raw password may hold / and @."""
+_USER = re.compile(
+    r"""
+    (://[^\s:/?#"]*:) [^\s"]* @  # PASSWORD, up to the last @; a raw one may hold / and @
+    | (?:(?<=http)|(?<=https)|(?<=http\\)|(?<=https\\)) (://) [^\s:/@?#"]+ @  # TOKEN alone
+    """,
+    re.VERBOSE,
+)
+"""Who asks, before the host of an address; Hydra writes : as \\:."""
 
 _TOKEN = re.compile(
-    r"([?&;][\w.%-]*(?:password|passwd|pwd|secret|token|key|credential|signature|sig)\\?=)"
-    r"[^\s\"'&;#]+",
-    re.IGNORECASE,
+    r"""
+    ((?: [?&;#] | %3F | %26 | %3B | %23 | \bodbc_connect\\?= )
+     [\w.%-]*
+     (?: pass | password | passwd | passphrase | pwd | secret | token | key | auth | credentials?
+       | signature | sig )
+     (?: \\?= | %3D ))
+    (?: \{ [^}\s]* \} | %7B (?:(?!%7D)\S)* %7D | (?: (?!%26|%3B|%23) [^\s"'&;\#] )+ )
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
-"""The value of a query parameter whose name says that it is secret; Hydra writes = as \\=."""
+"""The value of a query parameter whose name says that it is secret; Hydra writes = as \\=, and an
+ODBC connection within an address has its own parameters, encoded."""
 
 
 _STATEMENT = re.compile(r" (\[SQL: .*\]|\(Background on this error at: \S+\))")
@@ -28,11 +42,24 @@ _STATEMENT = re.compile(r" (\[SQL: .*\]|\(Background on this error at: \S+\))")
 def redacted(text: str) -> str:
     """Return a text in which ``***`` stands for each password and token of an address.
 
-    ``scheme://user:PASSWORD@host`` and ``?token=TOKEN`` (also ``password``, ``secret``, ``key``,
-    ``sig``, and names that end so) are recognised, anywhere in the text. What only looks like one
-    is hidden as well, such as a port that an @ follows in the same word.
+    ``scheme://user:PASSWORD@host``, ``https://TOKEN@host`` and ``?token=TOKEN`` (also ``password``,
+    ``auth``, ``secret``, ``key``, ``sig`` and such, and names that end so) are recognised, anywhere
+    in the text. What only looks like one is hidden as well, such as a port that an @ follows in the
+    same word.
     """
-    return _TOKEN.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1{HIDDEN}@", text))
+    without_users = _USER.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}@", text)
+    return _TOKEN.sub(rf"\1{HIDDEN}", without_users)
+
+
+def redacted_tree(value: Any) -> Any:
+    """Return a tree of dicts, lists and tuples with each of its strings redacted."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, dict):
+        return {key: redacted_tree(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(redacted_tree(part) for part in value)
+    return value
 
 
 def in_one_line(error: BaseException) -> str:

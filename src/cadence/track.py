@@ -290,7 +290,8 @@ class Mlflow:
             if changed := [name for name in known if wanted.get(name, known[name]) != known[name]]:
                 changes = (f"{name}: {known[name]} -> {wanted[name]}" for name in changed)
                 tags["cadence.changed_params"] = "; ".join(changes)
-            new = [Param(name, wanted[name]) for name in wanted if name not in known]
+            unknown = (name for name in wanted if name not in known)
+            new = [Param(name, wanted[name]) for name in unknown if can_be_named(name, "param")]
             for start in range(0, max(1, len(new)), MAX_PARAMS_TAGS_PER_BATCH):
                 some = new[start : start + MAX_PARAMS_TAGS_PER_BATCH]
                 told = [RunTag(*tag) for tag in tags.items()]
@@ -305,7 +306,7 @@ class Mlflow:
         metrics = [
             Metric(point.key, point.value, point.timestamp, point.step)
             for point in points
-            if _can_be_named(point.key)
+            if can_be_named(point.key, "metric")
         ]
         with _delivering():
             self._client.log_batch(run_id, metrics)
@@ -336,15 +337,15 @@ def _tags(manifest: Manifest) -> dict[str, str]:
 
 
 @cache
-def _can_be_named(key: str) -> bool:
-    """Return whether MLflow takes a metric of this name; one that it does not is told once."""
+def can_be_named(key: str, kind: str) -> bool:
+    """Return whether MLflow takes a param or metric of this name; one it does not is told once."""
     takes = (
         len(key) <= MAX_ENTITY_KEY_LENGTH
         and validate_param_and_metric_name(key)
         and not path_not_unique(key)
     )
     if not takes:
-        log.warning("%s: MLflow takes no metric of this name; it stays in the run folder", key)
+        log.warning("%s: MLflow takes no %s of this name; it stays in the run folder", key, kind)
     return bool(takes)
 
 

@@ -358,6 +358,7 @@ class Trainer:
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
         """Return the model's means over all items of some mini-batches; see `cadence.measure`."""
+        announce_epoch(minibatches, self.clock.samples)  # so that noise in workers is of here
         limit = self._passes.limit
         return evaluate(self.model, self.objective, minibatches, self.device, self._autocast, limit)
 

@@ -192,7 +192,7 @@ def stop_if_diverged(clock: Clock, outcome: Outcome, max_skipped: int) -> None:
         raise DivergedError(
             f"samples={clock.samples}: loss {outcome.loss:g}, gradient norm {outcome.grad_norm:g}: "
             f"{clock.refused_in_a_row} windows in a row were refused because their loss or "
-            "gradient is not finite; try a lower optimizer.lr, trainer.clip_norm=1, or "
+            "gradient is not finite; begin anew with a lower optimizer.lr, trainer.clip_norm=1, or "
             "device.precision=fp32"
         )
 

@@ -98,7 +98,7 @@ def _mapped(file: Path) -> Array:
         # Copy-on-write: torch wants memory it may write to, and the file stays as it is.
         array: Array = np.load(file, mmap_mode="c", allow_pickle=False)
         return array
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # numpy raises what it stumbles on
         raise ValueError(f"data.path={file.parent}: {file.name} is no readable .npy array "
                          f"({_told(error)}); save it again with numpy.save") from error  # fmt: skip
 
@@ -121,7 +121,7 @@ def _archive(path: str) -> dict[str, Array]:
                 for member in archive.infolist()
                 if member.filename.endswith(".npy")
             }
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and numpy raise what they stumble on
         raise ValueError(
             f"data.path={path}: cannot be read ({_told(error)}); save it again with numpy.savez"
         ) from error
@@ -130,8 +130,10 @@ def _archive(path: str) -> dict[str, Array]:
 def _told(error: Exception) -> str:
     """Return what numpy says of a file, without its advice to unpickle what is no array."""
     says = str(error)
-    is_no_array = "pickle" in says or "Python objects" in says
-    return "it holds Python objects, which are never unpickled" if is_no_array else says
+    if "pickle" in says or "Python objects" in says:
+        return "it holds Python objects, which are never unpickled"
+    is_meant_for_readers = isinstance(error, ValueError | EOFError | OSError | zipfile.BadZipFile)
+    return says if is_meant_for_readers else "it is damaged"
 
 
 def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
@@ -176,7 +178,9 @@ def _check(path: str, names: tuple[str, str], x: Array, y: Array) -> None:
         where = f"data.path={path}: {name}"
         if array.ndim == 0 or len(array) < 2:
             raise ValueError(f"{where} has fewer than 2 samples, one to train and one to hold out")
-        if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        if array.size == 0:
+            raise ValueError(f"{where} has samples of no numbers, {list(array.shape)}; correct it")
+        if array.dtype.kind not in "iuf":
             raise ValueError(f"{where} holds {array.dtype}, not real numbers; convert it")
         if array.dtype in UNINDEXED or not array.dtype.isnative:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cadence.batch import Gathered
 from cadence.data.tensors import MapData, Samples, TensorData
+from cadence.data.worker import stay_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -151,5 +152,6 @@ def loader(
         batch_sampler=order,
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=stay_with_parent,
         generator=order.worker_seeds,
     )
