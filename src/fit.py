@@ -1,6 +1,7 @@
 """Training to the config's limits, with what is kept of it as that goes."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,7 @@ def log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: 
             "track.log_model=true: MLflow did not take the model (%s); the run and its checkpoints "
             "are whole: python -m src.train resume=%s logs it",
             with_its_type(error),
-            folder,
+            shlex.quote(str(folder)),
         )
 
 
