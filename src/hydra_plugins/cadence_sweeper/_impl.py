@@ -6,19 +6,16 @@ what it lacks is decided between the batches, from the study alone.
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -33,12 +30,10 @@ from cadence import sweep as sweeps
 from cadence.checkpoint import has_begun
 from cadence.config import ConfigError, checked, explained, flattened
 from cadence.console import open_console, print_report
-from cadence.liveness import FILE as LOCK
-from cadence.liveness import goes_on
 from cadence.redaction import in_one_line, redacted, with_its_type
 from cadence.report import write_report
-from cadence.summary import FILE as SUMMARY
-from cadence.summary import read_summary
+from hydra_plugins.cadence_sweeper._launcher import Watched, failed
+from hydra_plugins.cadence_sweeper._trials import deaths, has_run, is_going_on, summary
 from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_params_from_overrides,
@@ -104,7 +99,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         """Take the composed config, and stand between the official sweeper and its launcher."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert self.launcher is not None
-        self.launcher = _Watched(self.launcher, self._refusal, self._keep, self._without_the_dead)
+        self.launcher = Watched(self.launcher, self._refusal, self._keep, self._without_the_dead)
         self._config = config
         self._folder = Path(config.hydra.sweep.dir).absolute()
         if self.study_name is None:
@@ -367,7 +362,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _keep_one(self, trial: Trial, returned: JobReturn) -> None:
         """Keep a run's summary, or the reason why it failed, with its trial."""
-        sweeps.keep(trial, self._summary(trial.user_attrs["folder"]))
+        sweeps.keep(trial, summary(trial))
         if returned.status == JobStatus.COMPLETED and all(
             map(math.isfinite, returned.return_value)
         ):
@@ -379,12 +374,6 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         self._tell_failure(trial, reason)
         # Told as NaN it becomes FAIL, without a traceback for each.
         returned.status, returned.return_value = JobStatus.COMPLETED, (math.nan, math.nan)
-
-    @staticmethod
-    def _summary(folder: str) -> dict[str, Any]:
-        """Return what a run left in its folder; nothing if that cannot be seen from here."""
-        file = Path(folder) / SUMMARY
-        return read_summary(file) if file.is_file() else {}
 
     @staticmethod
     def _reason(returned: JobReturn) -> str:
@@ -419,18 +408,18 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         """Return what trials came to of which one's worker died; raise where that is not clear."""
         trials = [trial for trial in self._asked if trial.number in numbers]
         until = time.monotonic() + START_SECONDS
-        while any(map(_has_run, trials)) and not all(map(_has_run, trials)):
+        while any(map(has_run, trials)) and not all(map(has_run, trials)):
             if time.monotonic() > until:
                 raise error
             time.sleep(0.2)
         self._wait(math.inf)
         results = [self._result(trial) for trial in trials]
         dead = [t for t, result in zip(trials, results, strict=True) if result is None]
-        if len(dead) > 1 or not all(_has_run(trial) for trial in dead):
+        if len(dead) > 1 or not all(has_run(trial) for trial in dead):
             raise error
         lost = ChildProcessError(f"its worker died: {str(error).splitlines()[0]}")
         return [
-            JobReturn(status=JobStatus.COMPLETED, _return_value=result) if result else _failed(lost)
+            JobReturn(status=JobStatus.COMPLETED, _return_value=result) if result else failed(lost)
             for result in results
         ]
 
@@ -441,7 +430,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
             patience: Seconds to wait at most.
         """
         until, told = time.monotonic() + patience, False
-        while alive := [t for t in sweeps.running(self._study) if _goes_on(t)]:
+        while alive := [t for t in sweeps.running(self._study) if is_going_on(t)]:
             if time.monotonic() > until:
                 break
             if not told and patience == math.inf:
@@ -458,11 +447,9 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         spared = [trial.number for trial in alive]
         self._deliver_the_rest()
         for trial in sweeps.running(self._study):
-            sweeps.note(self._study, trial, self._summary(trial.user_attrs.get("folder", "")))
-        deaths = partial(_deaths, interrupted=patience < math.inf)
-        for trial, reason in sweeps.close_abandoned(
-            self._study, self._result, deaths, spared=spared
-        ):
+            sweeps.note(self._study, trial, summary(trial))
+        died = partial(deaths, interrupted=patience < math.inf)
+        for trial, reason in sweeps.close_abandoned(self._study, self._result, died, spared=spared):
             if reason is None:
                 self._console.print(f"trial {trial.number} was cut off; its point is asked again")
             else:
@@ -479,7 +466,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         from cadence.sync import delivered
 
         for trial in self._study.get_trials(deepcopy=False):
-            if "folder" not in trial.user_attrs or _goes_on(trial):
+            if "folder" not in trial.user_attrs or is_going_on(trial):
                 continue
             folder = Path(trial.user_attrs["folder"])
             try:
@@ -491,13 +478,13 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
 
     def _may_be_told(self, trial: FrozenTrial) -> bool:
         """Return whether a trial that a dead sweep left behind still runs, or ran to its end."""
-        return _goes_on(trial) or self._result(trial) is not None
+        return is_going_on(trial) or self._result(trial) is not None
 
     def _result(self, trial: FrozenTrial | Trial) -> tuple[float, float] | None:
         """Return a trial's objectives if its run had ended in every place; None = it had not."""
-        summary = self._summary(trial.user_attrs.get("folder", ""))
-        loss, throughput = summary.get("val_loss"), summary.get("samples_per_second")
-        if summary.get("status") != "FINISHED" or loss is None or throughput is None:
+        told = summary(trial)
+        loss, throughput = told.get("val_loss"), told.get("samples_per_second")
+        if told.get("status") != "FINISHED" or loss is None or throughput is None:
             return None
         # Its last numbers may not have reached MLflow: then it is not whole, and is asked again.
         run_id = trial.user_attrs.get("mlflow_run_id")
@@ -538,100 +525,7 @@ def _beneath(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{name}." for name in names)
 
 
-def _goes_on(trial: FrozenTrial) -> bool:
-    folder = trial.user_attrs.get("folder")
-    return folder is not None and goes_on(Path(folder))
-
-
-def _has_run(trial: FrozenTrial | Trial) -> bool:
-    """Return whether a trial's run had begun, whatever became of it."""
-    folder = trial.user_attrs.get("folder")
-    return folder is not None and (Path(folder) / LOCK).exists()
-
-
-def _deaths(trial: FrozenTrial, *, interrupted: bool) -> int:
-    """Return how often in a row its process died at a trial's point without a new checkpoint.
-
-    Args:
-        trial: One that was begun, and neither told nor going on.
-        interrupted: Whether this time it was ended on purpose.
-    """
-    before: int = trial.user_attrs.get("deaths", 0)
-    if not _has_run(trial) or interrupted:
-        return before
-    return 0 if has_begun(Path(trial.user_attrs["folder"])) else before + 1
-
-
 def _has_devices_of_its_own(launcher: DictConfig) -> bool:
     """Return whether Ray spreads the trials: over a cluster, or over this machine's GPUs."""
     ray = launcher.get("ray")
     return ray is not None and bool(ray.init.get("address") or ray.remote.get("num_gpus"))
-
-
-def _failed(error: Exception) -> JobReturn:
-    return JobReturn(status=JobStatus.FAILED, _return_value=error)
-
-
-class _Watched(Launcher):
-    """A launcher that takes only what composes, and whose returns are looked at before being told.
-
-    Args:
-        launcher: The launcher.
-        refusal: Why a job's overrides do not compose; None = they do.
-        look: Sees what a whole batch came to.
-        without_the_dead: What the jobs of these numbers came to, of which one's worker died.
-    """
-
-    def __init__(
-        self,
-        launcher: Launcher,
-        refusal: Callable[[Sequence[str]], ConfigError | None],
-        look: Callable[[Sequence[JobReturn]], None],
-        without_the_dead: Callable[[range, Exception], Sequence[JobReturn]],
-    ) -> None:
-        self._launcher = launcher
-        self._refusal = refusal
-        self._look = look
-        self._without_the_dead = without_the_dead
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Do nothing: the launcher inside is set up."""
-
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Launch a batch, all at once between those that do not compose, and show what it returned.
-
-        A launcher numbers its jobs without a gap, and a trial's folder has its number.
-        """
-        returns: list[JobReturn] = []
-        for refusal, together in self._parts(job_overrides):
-            if refusal is None:
-                returns += self._launched(list(together), initial_job_idx + len(returns))
-            else:
-                returns.append(_failed(refusal))
-        self._look(returns)
-        return returns
-
-    def _parts(
-        self, jobs: Sequence[Sequence[str]]
-    ) -> Iterable[tuple[ConfigError | None, Iterable[Sequence[str]]]]:
-        """Part a batch where a job is refused; one alone is only asked about when it has failed.
-
-        To compose takes a tenth of a second.
-        """
-        return groupby(jobs, self._refusal) if len(jobs) > 1 else [(None, jobs)]
-
-    def _launched(self, jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
-        try:
-            return self._launcher.launch(jobs, initial_job_idx=first)
-        except KeyboardInterrupt:
-            if "ray" in sys.modules:
-                sys.modules["ray"].shutdown()  # its workers would go on until this process ends
-            raise
-        except Exception as error:
-            if len(jobs) == 1 and (refusal := self._refusal(jobs[0])) is not None:
-                return [_failed(refusal)]
-            return self._without_the_dead(range(first, first + len(jobs)), error)
