@@ -62,6 +62,7 @@ def test_a_sweep_in_postgresql_holds_no_transaction_open_and_bears_a_server_that
         other.execute(f"{ended} and datname = current_database()")
 
     study.set_user_attr("still", "there")  # its connections were the server's that ended
+    storage._backend.engine.dispose()
 
 
 @needs_postgres

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -1012,10 +1013,10 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     before = (tmp_path / "report.md").read_text()
     study.add_trial(trial(1, state=TrialState.FAIL))
 
-    def full_disk(file: Path, content: bytes) -> int:
+    def full_disk(opened: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_report(study, tmp_path)
 
