@@ -140,7 +140,9 @@ def test_help_config_and_typos_are_answered_without_torch_or_mlflow(question: li
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_is_killed_and_keeps_what_it_had(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -61,6 +61,7 @@ def wait_until_delivered(folder: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_restarted_three_times_costs_no_point_and_no_memory(
     server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,7 +111,10 @@ def test_a_server_that_accepts_and_never_answers_holds_up_neither_training_nor_i
     )
     server.send(signal.SIGCONT)
 
-    code, said, _ = synced(tmp_path)
+    for _ in range(5):  # it has yet to catch up with what nobody waits for any more
+        code, said, _ = synced(tmp_path)
+        if code == 0:
+            break
 
     assert code == 0
     assert said.startswith(f"{tmp_path}: delivered ")

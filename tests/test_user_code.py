@@ -89,6 +89,7 @@ class Rows(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_sparse_gradients_trains_with_an_optimizer_that_cannot_fuse_them(
     project: Path,
 ) -> None:
@@ -200,7 +201,9 @@ def loading(project: Path) -> "Iterator[tuple[subprocess.Popen[str], list[psutil
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_all_of_a_runs_processes_ends_its_window_and_saves_it(
     project: Path, loading: "tuple[subprocess.Popen[str], list[psutil.Process]]", number: int
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_signal_to_all_of_a_runs_processes_ends_its_window_and_saves_it(
     assert not any(worker.is_running() for worker in workers)
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_run_that_is_killed(
     loading: "tuple[subprocess.Popen[str], list[psutil.Process]]",
 ) -> None:
