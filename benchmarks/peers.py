@@ -32,8 +32,8 @@ TRIED_WINDOWS = 8
 TRIED_ROUNDS = 5
 """Windows and rounds in which the limit's settings are compared."""
 
-PROBING_EPOCHS = 50
-"""Epochs within which cadence must have chosen."""
+PROBING_FITS = 100
+"""Fits of ten epochs within which cadence must have chosen."""
 
 
 class Contender(AbstractContextManager["Contender"]):
@@ -214,9 +214,9 @@ class AutoCadence(TrackedCadence):
         tuning = logging.getLogger("cadence.tuning")
         tuning.setLevel(logging.INFO)
         tuning.addHandler(handler)
-        for _ in range(PROBING_EPOCHS):
-            self._trainer.fit(self._loader, epochs=1)
-            if chosen and chosen[-1].endswith("is the fastest"):
+        for _ in range(PROBING_FITS):
+            self._trainer.fit(self._loader, epochs=10)
+            if not self._trainer.is_tuning:
                 break
         tuning.removeHandler(handler)
         self.setting = chosen[-1] if chosen else "not chosen"
