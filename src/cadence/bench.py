@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cadence.accumulation import accumulate
 from cadence.batch import Batch, mapped, moved, rebatched, sample_count
-from cadence.device import uncompile
+from cadence.device import device_of, uncompile
 from cadence.objectives import Objective
 from cadence.redaction import with_its_type
 
@@ -385,8 +385,3 @@ def errors_explained() -> Iterator[None]:
                 "smaller one: trainer.step_size=2, or a smaller data.batch_size"
             ) from error
         raise ValueError(f"one pass over the whole window fails: {with_its_type(error)}") from error
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's parameters; the CPU if it has none."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

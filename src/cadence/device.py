@@ -49,6 +49,11 @@ def _present() -> list[str]:
     return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the dtype that autocast runs eligible operations in; None = no autocast.
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from cadence.batch import Batch, moved
-from cadence.bench import device_of, kept
-from cadence.device import uncompiled
+from cadence.bench import kept
+from cadence.device import device_of, uncompiled
 from cadence.objectives import Objective
 
 

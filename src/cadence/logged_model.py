@@ -8,7 +8,7 @@ import torch
 from mlflow.models import infer_signature
 from torch import Tensor, nn
 
-from cadence.device import uncompile
+from cadence.device import device_of, uncompile
 
 
 def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
@@ -26,11 +26,10 @@ def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
         What `mlflow.pytorch.load_model` takes.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     uncompile(model)
     model.eval()
     with torch.inference_mode():
-        outputs = model(inputs.to(device))
+        outputs = model(inputs.to(device_of(model)))
     example = inputs.cpu().numpy()
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cadence.batch import Batch, rebatched, sample_count
-from cadence.bench import Bench, Wrapped, device_of, innermost, relative_errors
+from cadence.bench import Bench, Wrapped, innermost, relative_errors
+from cadence.device import device_of
 from cadence.mixing import find_mixing
 from cadence.objectives import Objective
 from cadence.splits import Measured, compare_splits, shown
