@@ -124,7 +124,7 @@ def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
     folder = folder if chosen == "." else Path(chosen).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     picture = advice_png(advice, median_turns(found.rounds), _what(settings))
-    (folder / PICTURE).write_bytes(picture)
+    write_whole(folder / PICTURE, picture)
     write_whole(folder / TABLE, advice_markdown(advice))
     return folder
 
