@@ -219,11 +219,13 @@ class HangingServer(ShakyServer):
     def __init__(self) -> None:
         super().__init__()
         self.asked, self.released = threading.Event(), threading.Event()
+        self.answered = threading.Event()
 
     def send(self, run_id: str, points: Sequence[Point]) -> None:
         self.asked.set()
         self.released.wait()
         super().send(run_id, points)
+        self.answered.set()
 
 
 @pytest.fixture
@@ -248,6 +250,31 @@ def test_a_server_that_never_answers_neither_holds_up_the_run_nor_its_end(
 
         assert not courier.finish()
         assert journal.read(0, 100)[0] == points(range(6))
+
+
+@pytest.mark.usefixtures("quick_delivery")
+def test_an_answer_after_the_runs_end_writes_nothing_under_whoever_delivers_the_rest(
+    tmp_path: Path, hanging: HangingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "END_SECONDS", 0.05)
+    with closing(filled(tmp_path, range(3))) as journal:
+        telling = Delivery(tmp_path, manifest(), journal, hanging)
+        telling.begin()
+        others = set(threading.enumerate())
+        courier = Courier(telling)
+        (left_behind,) = set(threading.enumerate()) - others
+        assert hanging.asked.wait(60)
+        assert not courier.finish()
+        whole = Delivered(run_id="key", described=True, points=journal.size, ended=True)
+        whole.save(tmp_path)
+
+        hanging.released.set()
+        left_behind.join(60)
+
+        assert hanging.answered.is_set()
+        assert not hanging.ended
+        assert Delivered.load(tmp_path) == whole
+        assert not telling.is_whole
 
 
 def test_the_pause_between_tries_doubles_up_to_a_minute() -> None:

@@ -75,6 +75,7 @@ class Delivery:
         self._journal = journal
         self._server = server
         self._batch = BATCH
+        self._noting, self._left = threading.Lock(), False
         self._done = Delivered.load(folder)
         if self._done.sending > journal.size:  # a file lost its end: all of it is sent again
             self._note(sending=journal.size, points=0)
@@ -132,9 +133,19 @@ class Delivery:
             self._server.end(self._done.run_id, self._manifest, files)
             self._note(ended=True)
 
+    def leave(self) -> None:
+        """Leave the folder to whoever delivers the rest: nothing is noted in it any more.
+
+        A call that is answered after it changes nothing: what it told is told again by them.
+        """
+        with self._noting:
+            self._left = True
+
     def _note(self, **news: str | int | bool) -> None:
-        self._done = replace(self._done, **news)  # type: ignore[arg-type]
-        self._done.save(self._folder)
+        with self._noting:
+            if not self._left:
+                self._done = replace(self._done, **news)  # type: ignore[arg-type]
+                self._done.save(self._folder)
 
 
 def pause(failures: int) -> float:
@@ -168,6 +179,7 @@ class Courier:
         self._ending.set()
         self._thread.join(END_SECONDS)
         self._given_up.set()
+        self._delivery.leave()
         return self._delivery.is_whole
 
     def _run(self) -> None:
@@ -182,12 +194,16 @@ class Courier:
         except (DeliveryError, OSError) as error:  # the server's, or the run folder's
             self._failures += 1
             if self._failures == 1:
-                log.warning("%s; what it is to be told waits in the run folder", error)
+                self._say(f"{error}; what it is to be told waits in the run folder")
             return False
         if self._failures:
-            log.warning("MLflow is back, and has taken what waited")
+            self._say("MLflow is back, and has taken what waited")
             self._failures = 0
         return True
+
+    def _say(self, news: str) -> None:
+        if not self._given_up.is_set():  # later it would stand among another run's lines
+            log.warning(news)
 
     def _send(self) -> None:
         while not self._given_up.is_set() and self._delivery.send_batch():
