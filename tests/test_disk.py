@@ -164,6 +164,28 @@ def test_a_file_that_may_grow_no_more_ends_a_run_with_its_name(
     assert [point.key for point in in_the_folder(run)].count("train/updates") > 5
 
 
+def test_a_disk_too_full_for_mlflows_database_is_named_and_keeps_no_half_of_it(
+    disk: Disk, tmp_path: Path
+) -> None:
+    full = disk("size=200k")
+    uri = f"sqlite:///{full}/mlflow.db"
+
+    with (
+        pytest.raises(ValueError, match=r"mlflow\.db: MLflow cannot log there .*full\)") as refused,
+        tracker(uri, tmp_path / "run"),
+    ):
+        pass
+    disk("size=64m")
+
+    assert str(refused.value).endswith("; correct it, or train without by track=none")
+    assert not list(full.glob("*.part*"))
+    with tracker(uri, tmp_path / "run") as tracked:
+        tracked.log(Clock(samples=1), {"number": 1.0})
+    assert ("number", 1.0, 1) in {
+        (point.key, point.value, point.step) for point in in_mlflow(uri, tracked.run_id)
+    }
+
+
 @pytest.fixture
 def quick(quick_delivery: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "END_SECONDS", 1.0)

@@ -5,12 +5,10 @@ import itertools
 import logging
 import socket
 import time
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from filelock import FileLock
 from sqlalchemy.engine import make_url
 
 from cadence.redaction import in_one_line, redacted
@@ -120,12 +118,6 @@ def _connect(host: str, port: int, *, asks: bool) -> None:
     with closing(http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)) as connection:
         connection.request("GET", "/health")
         connection.getresponse()
-
-
-def one_at_a_time(uri: str) -> AbstractContextManager[Any]:
-    """Keep two processes from making the same SQLite database at once, which MLflow cannot."""
-    database = make_url(uri).database if uri.startswith("sqlite:") else None
-    return nullcontext() if database is None else FileLock(f"{database}.lock")
 
 
 def artifact_folder(uri: str) -> str | None:

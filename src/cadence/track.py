@@ -35,7 +35,7 @@ from mlflow.utils.validation import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from cadence import address
+from cadence import address, database
 from cadence.clock import Clock
 from cadence.delivery import Courier, Delivery, DeliveryError
 from cadence.journal import Journal, Point
@@ -386,8 +386,9 @@ def open_client(uri: str) -> mlflow.MlflowClient:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _quiet_libraries()
-    with refused(uri), address.one_at_a_time(uri), warnings.catch_warnings():
+    with refused(uri), database.one_at_a_time(uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the migrations that make a new database
+        database.make_whole(uri)
         return mlflow.MlflowClient(uri)
 
 
