@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from cadence import direct
 from cadence.batch import Batch, Gathered, moved, rebatched
 from cadence.noise import Parts
 from cadence.objectives import HALF, Objective, items_in
@@ -158,7 +159,7 @@ class Accumulator:
                 )
             if loss.dtype in HALF:
                 loss = loss.float()
-            torch.autograd.backward(loss, self._share_like(loss, items))
+            direct.backward(loss, self._share_like(loss, items))
             if parts is not None:
                 parts.measure(items_in(objective, microbatch))
             half_sums.take()

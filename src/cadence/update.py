@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
+from cadence import direct
 from cadence.accumulation import Accumulated, dense, wide
 from cadence.clock import Clock
 from cadence.scaling import RULES, scaled
@@ -157,7 +158,7 @@ class Update:
             norm = torch.tensor(grad_norm, dtype=torch.float64 if has_float64 else torch.float32)
             clip_grads_with_norm_(parameters, self._clip_norm, norm)
         if self._scaler is None:
-            self.optimizer.step()
+            direct.step(self.optimizer)
         else:
             self._scaler.step(self.optimizer)
 
