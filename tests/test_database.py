@@ -1,46 +1,106 @@
 """The SQLite database that MLflow keeps runs in is whole or not there, wherever a kill comes."""
 
 import multiprocessing
-import time
+import sqlite3
+import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+from sqlalchemy import Connection
 
 from cadence import database, track
 
 
-@pytest.mark.parametrize("bytes_made", [1, 200_000])
-def test_a_kill_while_the_database_is_made_leaves_none_and_the_next_run_makes_it(
-    tmp_path: Path, bytes_made: int
+def dump(file: Path) -> list[list[str]]:
+    """Return the lines of each statement that would make a database.
+
+    They are sorted: MLflow's constraints and indices come as they may.
+    """
+    with closing(sqlite3.connect(file)) as connection:
+        statements = list(connection.iterdump())
+    return sorted(sorted(line.strip(" ,") for line in each.splitlines()) for each in statements)
+
+
+@pytest.fixture(scope="module")
+def made_by_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    engine = create_sqlalchemy_engine(f"sqlite:///{file}")
+    _initialize_tables(engine)
+    engine.dispose()
+    return file
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+def test_the_database_is_what_mlflow_itself_makes(
+    tmp_path: Path, made_by_mlflow: Path, scheme: str
 ) -> None:
     file = tmp_path / "a #1 [x] folder" / "mlflow.db"
     file.parent.mkdir()
-    file.touch()  # as whoever asked whether it can be written leaves it
-    uri, part = f"sqlite:///{file}", file.with_name("mlflow.db.part")
-    making = multiprocessing.get_context("fork").Process(target=database.make_whole, args=(uri,))
-    making.start()
-    while not part.exists() or part.stat().st_size < bytes_made:
-        assert making.is_alive()
-        time.sleep(0.001)
+    file.touch(0o660)  # as whoever asked whether it can be written leaves it
+    mode, number = file.stat().st_mode, file.stat().st_ino
+
+    database.make_whole(f"{scheme}:///{file}?timeout=5")
+
+    assert dump(file) == dump(made_by_mlflow)
+    assert (file.stat().st_mode, file.stat().st_ino) == (mode, number)
+    assert stat.S_IMODE(mode) & 0o060  # whoever shares the folder may write it
+    assert track.open_client(f"sqlite:///{file}").search_experiments()[0].name == "Default"
+
+
+def test_a_kill_while_the_database_is_made_leaves_none_and_the_next_run_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mlflow.db"
+    context = multiprocessing.get_context("fork")
+    half = context.Event()
+
+    def dies_half_way(connection: Connection, statements: list[str]) -> None:
+        connection.exec_driver_sql("PRAGMA cache_size = 1")  # so that the file has some of it
+        connection.exec_driver_sql("BEGIN EXCLUSIVE")
+        for statement in statements[: len(statements) // 2]:
+            connection.exec_driver_sql(statement)
+        half.set()
+        context.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "_fill", dies_half_way)
+        making = context.Process(target=database.make_whole, args=(f"sqlite:///{file}",))
+        making.start()
+    assert half.wait(60)
     making.kill()
     making.join()
 
-    assert file.stat().st_size == 0
-    assert part.exists()
-    assert track.open_client(uri).search_experiments()[0].name == "Default"
-    assert sorted(path.name for path in file.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    assert file.stat().st_size > 0
+    assert file.with_name("mlflow.db-journal").exists()
+    client = track.open_client(f"sqlite:///{file}")
+    assert client.search_experiments()[0].name == "Default"
+    assert not file.with_name("mlflow.db-journal").exists()
 
 
-def test_a_database_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+def test_what_another_program_makes_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "mlflow.db"
-    file.write_bytes(b"something")
+    tables = database._tables
 
-    database.make_whole(f"sqlite:///{file}?timeout=5")
+    def quicker() -> list[str]:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE theirs (number INTEGER)")
+        return tables()
 
-    assert file.read_bytes() == b"something"
+    monkeypatch.setattr(database, "_tables", quicker)
+    database.make_whole(f"sqlite:///{file}")
+
+    assert ["CREATE TABLE theirs (number INTEGER);"] in dump(file)
+    assert len(dump(file)) == 3  # with its BEGIN and its COMMIT
 
 
-@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "http://127.0.0.1:5000"])
+@pytest.mark.parametrize(
+    "uri",
+    ["sqlite://", "sqlite:///:memory:", "sqlite:///file:a.db?uri=true", "http://127.0.0.1:5000"],
+)
 def test_nothing_is_made_for_an_address_without_a_file(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,10 +96,9 @@ def _make_writable(uri: str) -> None:
     Raises:
         ValueError: It cannot.
     """
-    database = make_url(uri).database
-    if database in (None, "", ":memory:"):
+    file = sqlite_file(uri)
+    if file is None:
         return
-    file = Path(database or "").resolve()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open("ab").close()
@@ -122,7 +121,16 @@ def _connect(host: str, port: int, *, asks: bool) -> None:
 
 def artifact_folder(uri: str) -> str | None:
     """Return where artifacts go: beside an SQLite file; None = where the server says."""
-    if not uri.startswith("sqlite:"):
+    file = sqlite_file(uri)
+    return None if file is None else (file.parent / "artifacts").as_uri()
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite database; None = it has none that we know.
+
+    It is a server's, in memory, or named by a URI of SQLite's own (``sqlite:///file:...``).
+    """
+    if uri.partition(":")[0].partition("+")[0] != "sqlite":
         return None
-    database = make_url(uri).database
-    return None if database is None else (Path(database).resolve().parent / "artifacts").as_uri()
+    database = make_url(uri).database or ":memory:"
+    return None if database.startswith((":memory:", "file:")) else Path(database).resolve()
