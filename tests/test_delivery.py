@@ -277,5 +277,25 @@ def test_an_answer_after_the_runs_end_writes_nothing_under_whoever_delivers_the_
         assert not telling.is_whole
 
 
+def test_nothing_is_sent_that_is_not_noted_to_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ShakyServer()
+    with closing(filled(tmp_path, range(3))) as journal:
+        telling = Delivery(tmp_path, manifest(), journal, server)
+        telling.begin()
+        found = journal.read(0, 100)
+
+        def read(start: int, limit: int) -> tuple[list[Point], int]:
+            telling.leave()  # as the run's end may, at any moment
+            return found
+
+        monkeypatch.setattr(journal, "read", read)
+
+        assert telling.send_batch() == 0
+    assert not server.points
+    assert Delivered.load(tmp_path).sending == 0
+
+
 def test_the_pause_between_tries_doubles_up_to_a_minute() -> None:
     assert [pause(failures) for failures in (0, 1, 2, 3, 7, 8, 5000)] == [5, 1, 2, 4, 64, 64, 64]

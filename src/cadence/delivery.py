@@ -110,12 +110,13 @@ class Delivery:
         self._note(described=True)
 
     def send_batch(self) -> int:
-        """Send the next points, and return how many they were; 0 = there are no more."""
+        """Send the next points, and return how many they were; 0 = there are no more to send."""
         assert self._done.run_id is not None
         points, end = self._journal.read(self._done.points, self._batch)
         if not points:
             return 0
-        self._note(sending=max(end, self._done.sending))
+        if not self._note(sending=max(end, self._done.sending)):
+            return 0
         try:
             self._server.send(self._done.run_id, points)
         except DeliveryError:
@@ -141,11 +142,13 @@ class Delivery:
         with self._noting:
             self._left = True
 
-    def _note(self, **news: str | int | bool) -> None:
+    def _note(self, **news: str | int | bool) -> bool:
+        """Note what is new, and return whether the folder was not left to another yet."""
         with self._noting:
             if not self._left:
                 self._done = replace(self._done, **news)  # type: ignore[arg-type]
                 self._done.save(self._folder)
+            return not self._left
 
 
 def pause(failures: int) -> float:
