@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._C._profiler import _ExperimentalConfig
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from cadence import direct
@@ -59,9 +61,13 @@ def test_a_step_that_nobody_looks_at_has_no_profilers_record(
     assert_close(weight.detach(), torch.tensor([0.95, 2.1]))
 
 
-def test_a_step_that_is_profiled_is_in_the_profile() -> None:
+@pytest.mark.parametrize("of_all_threads", [False, True])
+def test_a_step_that_is_profiled_is_in_the_profile(of_all_threads: bool) -> None:
     _, optimizer = with_gradient()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU],
+        experimental_config=_ExperimentalConfig(profile_all_threads=of_all_threads),
+    ) as profile:
         direct.step(optimizer)
 
     assert "Optimizer.step#SGD.step" in {event.key for event in profile.key_averages()}
@@ -104,6 +110,7 @@ def test_a_step_that_a_learning_rate_scheduler_counts_is_counted() -> None:
 def patched_class() -> Iterator[list[Optimizer]]:
     """An optimizer's class whose step somebody wrapped, as torch itself does."""
     calls: list[Optimizer] = []
+    with_gradient(AdamW)  # torch wraps it when the first one is made
     ordinary = AdamW.step
 
     @functools.wraps(ordinary)
@@ -157,4 +164,25 @@ def test_a_backward_of_a_tensor_with_its_own_is_its_own() -> None:
     direct.backward(loss, torch.tensor(1.0))
 
     assert "backward" in _Loss.seen
+    assert weight.grad == 2
+
+
+class _Watching(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_backward_within_a_mode_is_shown_to_it() -> None:
+    weight = nn.Parameter(torch.tensor(3.0))
+    with _Watching() as watching:
+        direct.backward(weight * 2, torch.tensor(1.0))
+
+    assert "backward" in watching.seen
     assert weight.grad == 2

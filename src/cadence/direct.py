@@ -2,15 +2,19 @@
 
 Both pass through Python that looks for batched gradients, hooks and profilers. Where there is none
 of these it does nothing, and takes a sixth of the time of a small model's window: the figures are
-in docs/performance.md. Where there may be one, the ordinary way is taken.
+in docs/performance.md. Where there is one, the ordinary way is taken; only torch's
+``ExecutionTraceObserver``, which cannot be asked for, misses the line of the optimizer's step.
 """
 
 from types import FunctionType
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.autograd.graph import _engine_run_backward
-from torch.optim import Optimizer, optimizer
+from torch.optim import Optimizer
+from torch.optim import optimizer as optimizers
+from torch.overrides import has_torch_function_unary
 
 _CODE_OF_WRAPPERS = Optimizer.profile_hook_step.__code__.co_consts
 """Among other constants: the code of what torch wraps around an optimizer's step."""
@@ -28,7 +32,7 @@ def backward(loss: Tensor, gradient: Tensor) -> None:
     Raises:
         RuntimeError: The loss has no graph, or a backward fails.
     """
-    if type(loss) is not Tensor:  # a subclass may have a backward of its own
+    if has_torch_function_unary(loss):  # a subclass or a mode may have a backward of its own
         torch.autograd.backward(loss, gradient)
         return
     _engine_run_backward(
@@ -44,17 +48,19 @@ def step(optimizer: Optimizer) -> None:
         type(optimizer).step.__wrapped__(optimizer)  # type: ignore[attr-defined]
 
 
-def _is_observed(of: Optimizer) -> bool:
+def _is_observed(optimizer: Optimizer) -> bool:
     """Return whether a step is more than the optimizer's own: hooked, profiled, or replaced."""
-    ordinary = type(of).step
-    if "step" in vars(of) or not isinstance(ordinary, FunctionType):
+    if not isinstance(optimizer, Optimizer) or "step" in vars(optimizer):
         return True
-    if ordinary.__code__ not in _CODE_OF_WRAPPERS:
+    ordinary = type(optimizer).step
+    if not isinstance(ordinary, FunctionType) or ordinary.__code__ not in _CODE_OF_WRAPPERS:
         return True
     hooks = (
-        of._optimizer_step_pre_hooks,
-        of._optimizer_step_post_hooks,
-        optimizer._global_optimizer_pre_hooks,
-        optimizer._global_optimizer_post_hooks,
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        optimizers._global_optimizer_pre_hooks,
+        optimizers._global_optimizer_post_hooks,
     )
-    return any(hooks) or torch._C._autograd._profiler_enabled()
+    # The first knows of profiles of this thread alone, the second of torch.profiler's alone.
+    is_profiled = torch._C._autograd._profiler_enabled() or profiler._is_profiler_enabled
+    return any(hooks) or is_profiled
