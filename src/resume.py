@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cadence.changes import changes
-from cadence.config import ConfigError
+from cadence.config import ConfigError, quoted
 from cadence.redaction import HIDDEN, redacted
 from cadence.whole import copy_whole, write_whole
 from src.build import WINDOW
@@ -80,7 +80,7 @@ def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
             raise ConfigError(
                 f"{KEY}{wanted}: the secret in {key} is kept nowhere; give {key}= again"
             )
-    return [*before, f"hydra.run.dir='{folder}'", *now, f"{KEY}'{folder}'"]
+    return [*before, f"hydra.run.dir={quoted(folder)}", *now, f"{KEY}{quoted(folder)}"]
 
 
 def run_folder(key: str, wanted: str, runs: Path) -> Path:

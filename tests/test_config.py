@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as some
 from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
@@ -23,6 +26,14 @@ def registered() -> Iterator[None]:
     configs.register(ROOT)
     with initialize_config_dir(str(CONF)):
         yield
+
+
+@given(some.text("a/ '\"\\=,:()[]{}#%é", min_size=1))
+def test_a_quoted_path_is_read_as_that_path(name: str) -> None:
+    path = Path(name)
+    override = OverridesParser.create().parse_override(f"resume={configs.quoted(path)}")
+
+    assert override.value() == str(path)
 
 
 OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"))]
