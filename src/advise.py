@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from cadence import config as configs
 from src.build import build
 from src.errors import command_line, errors_in_one_line
-from src.launch import WITHOUT_A_TRACE
+from src.join import WITHOUT_A_TRACE
 from src.overrides import with_one_schedule
 from src.resume import run_folder
 from src.secrecy import MULTIRUN

@@ -1,8 +1,6 @@
-"""The processes of a run: started by torch's elastic launcher, or by torchrun and found here.
+"""The processes of a run, started and ended by torch's elastic launcher.
 
     python -m src.train distributed=ddp distributed.processes=2
-    torchrun --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
-        -m src.train distributed=ddp
 
 The first process, which composed the config, starts the others and gives it to each; it does not
 train itself. It hands signals on, shows the one error that ended the others, and marks a run whose
@@ -19,12 +17,12 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import psutil
 from hydra.core.hydra_config import HydraConfig
@@ -36,25 +34,15 @@ from cadence import config as configs
 from cadence.redaction import redacted
 
 if TYPE_CHECKING:
-    from cadence.distributed import Processes
     from cadence.schema import Config
-    from src.build import Run
-
-WITHOUT_A_TRACE = (
-    "hydra.run.dir=.",
-    "hydra.output_subdir=null",
-    "hydra.job_logging.root.handlers=[console]",
-    "~hydra.job_logging.handlers.file",
-)
-"""Overrides with which Hydra makes no run folder."""
-
-SILENT = "hydra.job_logging.handlers.console.level=CRITICAL"
-"""The override with which nothing is logged on the terminal."""
 
 GRACE_SECONDS = 15.0
 """How long the others have to end by themselves when a process is gone."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+Trained: TypeAlias = Callable[[DictConfig], tuple[float, float]]
+"""Trains as a config says, and returns the objectives."""
 
 log = logging.getLogger(__name__)
 
@@ -78,133 +66,14 @@ class Failure(NamedTuple):
     trace: str
 
 
-def is_launched() -> bool:
-    """Return whether this is one of several processes already, by torchrun or by `launched`."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
-
-
-def has_run_folder() -> bool:
-    """Return whether the run's folder is this process's: alone, or as process 0."""
-    return not is_launched() or os.environ["RANK"] == "0"
-
-
-def without_a_trace(arguments: Sequence[str]) -> list[str]:
-    """Return a command line; that of a process other than 0 makes no folder and no log."""
-    if has_run_folder():
-        return list(arguments)
-    return [*arguments, *WITHOUT_A_TRACE, SILENT]
-
-
-def processes_wanted(settings: "Config") -> int:
-    """Return how many processes the run has.
-
-    Raises:
-        ConfigError: So many are not possible here.
-    """
-    chosen, started = settings.distributed, int(os.environ.get("WORLD_SIZE", "1"))
-    if chosen.name == "none":
-        if is_launched() and started > 1:
-            raise configs.ConfigError(
-                f"distributed=none: torchrun started {started} processes, and each would train "
-                "alone; add distributed=ddp"
-            )
-        return 1
-    if is_launched():
-        if chosen.processes not in (None, started):
-            raise configs.ConfigError(
-                f"distributed.processes={chosen.processes}: torchrun started {started}; leave it "
-                "out, or start as many"
-            )
-        return started
-    count = chosen.processes or _cuda_devices()
-    if count == 0:
-        raise configs.ConfigError(
-            "distributed.processes=null: there is no CUDA device here to have one process each; "
-            "give a number, such as distributed.processes=2"
-        )
-    return count
-
-
-def check_device(settings: "Config", processes: int) -> None:
-    """Refuse a device that several processes cannot share out.
-
-    Raises:
-        ConfigError: It is one certain device, or there are too few.
-    """
-    name = settings.device.name
-    if processes == 1 or name == "cpu":
-        return
-    if name not in ("auto", "cuda"):
-        raise configs.ConfigError(
-            f"device.name={name}: each process needs a device of its own; try device=cuda, or "
-            "device=cpu"
-        )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    devices = _cuda_devices()
-    if devices and here > devices:
-        raise configs.ConfigError(
-            f"distributed.processes={processes}: there are {devices} CUDA devices for {here} "
-            f"processes here; use at most {devices}, or device=cpu"
-        )
-
-
-def _cuda_devices() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-@contextmanager
-def joined_processes(settings: "Config", count: int) -> Iterator["Processes"]:
-    """Join the run's other processes, each on its own device and with its share of the cores."""
-    from cadence.distributed import Alone, joined
-
-    if count == 1:
-        yield Alone()
-        return
-    import torch
-
-    kind = "cuda" if settings.device.name != "cpu" and torch.cuda.is_available() else "cpu"
-    settings.device.name = f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else kind
-    if not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", count))))
-    balances = settings.distributed.step_sizes == "auto"
-    with joined(kind, settings.seed, settings.distributed.timeout, balances=balances) as processes:
-        processes.check_same("the config", of_the_training(settings))
-        yield processes
-
-
-def of_the_training(settings: "Config") -> str:
-    """Return what of a config must be the same on every process, in words."""
-    groups = settings.model, settings.data, settings.trainer, settings.optimizer, settings.schedule
-    others = settings.scaling, settings.distributed, settings.device.precision, settings.seed
-    return repr((*groups, *others))
-
-
-def check_same_run(processes: "Processes", run: "Run") -> None:
-    """Refuse processes that would not train the same run, as where one lacks the checkpoint.
-
-    Raises:
-        ValueError: They go on from different places, or their data differs in length.
-        LostError: A process is lost.
-    """
-    processes.check_same("where the run goes on", repr(run.trainer.clock))
-    processes.check_same("the number of training samples", str(len(run.data.train)))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-# The process that starts the others.
-
-
-def launched(cfg: DictConfig, settings: "Config", count: int) -> tuple[float, float]:
+def launched(
+    trained: Trained, trusted: Sequence[str], cfg: DictConfig, settings: "Config", count: int
+) -> tuple[float, float]:
     """Train on processes of their own, and return what process 0 does.
 
     Args:
+        trained: Trains in one of them; a function of a module, which each of them imports.
+        trusted: What a config may name as ``_target_``.
         cfg: The composed config, which each of them is given.
         settings: The same as plain values.
         count: How many they are.
@@ -242,7 +111,7 @@ def launched(cfg: DictConfig, settings: "Config", count: int) -> tuple[float, fl
             _work,
         )
         try:
-            returned = launch(cfg, HydraConfig.instance().cfg, Path(failures))
+            returned = launch(trained, trusted, cfg, HydraConfig.instance().cfg, Path(failures))
         except ChildFailedError as error:
             failure = _first(Path(failures), error)
             status = "KILLED" if signals else "FAILED"
@@ -373,10 +242,11 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
 # The processes that it starts.
 
 
-def _work(cfg: DictConfig, hydra: DictConfig, failures: Path) -> tuple[float, float] | int:
+def _work(
+    trained: Trained, trusted: Sequence[str], cfg: DictConfig, hydra: DictConfig, failures: Path
+) -> tuple[float, float] | int:
     """Train as one of several processes; return the objectives, or the signal that ended it."""
     from cadence.distributed import LostError
-    from src.train import TRUSTED_TARGETS, trained
 
     os.setsid()  # Ctrl-C in a terminal comes once, by the process that hands it on
     for number in SIGNALS:
@@ -385,7 +255,7 @@ def _work(cfg: DictConfig, hydra: DictConfig, failures: Path) -> tuple[float, fl
     setup_globals()
     HydraConfig.instance().cfg = hydra
     try:
-        with execution_whitelist(TRUSTED_TARGETS):
+        with execution_whitelist(trusted):
             if rank == 0:
                 configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
             else:

@@ -22,16 +22,16 @@ from cadence.shares import Plan
 from src.build import WINDOW, Run, build, planned_step_sizes
 from src.errors import command_line, errors_in_one_line, logged_with_traceback
 from src.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
-from src.launch import (
+from src.join import (
     check_device,
     check_same_run,
     has_run_folder,
     is_launched,
     joined_processes,
-    launched,
     processes_wanted,
     without_a_trace,
 )
+from src.launch import launched
 from src.overrides import with_one_schedule
 from src.resume import (
     state_to_go_on_from,
@@ -103,7 +103,7 @@ def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
         return trained(cfg)
     if settings.resume is None:
         planned_step_sizes(settings, count, None)
-    return launched(cfg, settings, count)
+    return launched(trained, TRUSTED_TARGETS, cfg, settings, count)
 
 
 def trained(cfg: DictConfig) -> tuple[float, float]:

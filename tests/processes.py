@@ -22,7 +22,7 @@ from cadence.data import TensorData, loader
 from cadence.distributed import Joined, joined
 from cadence.objectives import Classification, Regression
 from cadence.shares import Balance
-from src.launch import check_same_run
+from src.join import check_same_run
 
 SAID = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
 

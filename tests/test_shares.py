@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cadence import config as configs
 from cadence.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
 from src.build import WINDOW, planned_step_sizes
-from src.launch import check_device, of_the_training, processes_wanted
+from src.join import check_device, of_the_training, processes_wanted
 from src.tell import ROOT
 
 

@@ -7,7 +7,7 @@ what it lacks is decided between the batches, from the study alone.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,37 +28,29 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cadence import sweep as sweeps
 from cadence.checkpoint import has_begun
-from cadence.config import ConfigError, checked, explained, flattened
+from cadence.config import ConfigError, checked, explained, quoted
 from cadence.console import open_console, print_report
 from cadence.redaction import in_one_line, redacted, with_its_type
 from cadence.report import write_report
 from hydra_plugins.cadence_sweeper._launcher import Watched, failed
-from hydra_plugins.cadence_sweeper._trials import deaths, has_run, is_going_on, summary
-from hydra_plugins.hydra_optuna_sweeper._impl import (
-    OptunaSweeperImpl,
-    create_params_from_overrides,
+from hydra_plugins.cadence_sweeper._question import (
+    BASIC,
+    asked,
+    check_name,
+    check_numbers,
+    check_placed,
+    check_sampler,
+    space_and_shared,
+    warn_of_neighbours,
 )
+from hydra_plugins.cadence_sweeper._trials import deaths, has_run, is_going_on, summary
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 
 if TYPE_CHECKING:
     from cadence.lineage import Lineage
 
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 """What a sampler's ``_target_`` may be."""
-
-NOT_ASKED = ("track.", "sweep.", "resume")
-"""Keys that may differ between the sessions of one sweep."""
-
-SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
-"""Samplers that propose from the finished trials alone."""
-
-SUBDIR = "trials/${hydra.job.num}"
-"""Where a trial's run folder is, within the sweep's."""
-
-BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-"""Hydra's own launcher, which runs one trial after another in this process."""
-
-ON_THIS_MACHINE = ("joblib", "submitit_local", "ray")
-"""Launchers whose workers are on this machine; Ray's are, unless it is told of a cluster."""
 
 CHATTY = (
     "hydra._internal",
@@ -115,9 +107,10 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 trials failed.
         """
         self._process_searchspace_config()
-        searched, shared, beneath = self._space_and_shared(arguments)
+        parameters = [*self._parse_sweeper_params_config(), *arguments]
+        searched, shared, beneath = space_and_shared(parameters, self._composed)
         self._check(shared)
-        question = self._question(searched, shared, beneath)
+        question = asked(searched, shared, beneath, self._get_directions(), is_grid=self._is_grid)
         with sweeps.alone(self._folder), _kept_by(self.storage):
             self.storage = sweeps.open_storage(self.storage)
             with sweeps.alone_with_study(self.storage, self._name):
@@ -144,111 +137,16 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
     def _check(self, shared: DictConfig) -> None:
         """Refuse what no trial could run with, before anything is written."""
         checked(shared)
-        if Path(self._name).name != self._name or self._name == "..":
-            raise ConfigError(
-                f"hydra.sweeper.study_name={self._name}: must be a plain name, because a folder is "
-                "made of it; hydra.sweep.dir= moves the whole sweep"
-            )
-        for name, value in (("n_trials", self._total), ("n_jobs", self._jobs)):
-            if value < 1:
-                raise ConfigError(f"hydra.sweeper.{name}={value}: must be at least 1")
-        if not 0 <= self._failure_share <= 1:
-            raise ConfigError(
-                f"hydra.sweeper.max_failure_rate={self._failure_share}: must be a share of "
-                "n_trials, from 0 to 1"
-            )
-        if not self._sampler_config._target_.endswith(SUPPORTED):
-            raise ConfigError(
-                f"hydra/sweeper/sampler: {self._sampler_config._target_} keeps a state that no "
-                "sweep can go on from; choose tpe, random, gp or grid"
-            )
-        placed: Any = OmegaConf.to_container(self._config.hydra.sweep, resolve=False)
-        if (subdir := placed["subdir"]) != SUBDIR:
-            raise ConfigError(
-                f"hydra.sweep.subdir={subdir}: a sweep goes on by its trials' numbers, so it must "
-                f"be {SUBDIR}; hydra.sweep.dir= moves the whole sweep"
-            )
-        self._warn_of_neighbours()
-
-    def _warn_of_neighbours(self) -> None:
-        """Say what it means that several trials are asked at once, where that is no gain."""
-        if self._jobs == 1:
-            return
-        hydra_config = self._config.hydra
-        engine = hydra_config.runtime.choices["hydra/launcher"]
-        if hydra_config.launcher._target_ == BASIC:
-            log.warning(
-                "hydra.sweeper.n_jobs=%d: this launcher runs one trial after another, so more are "
-                "only asked before the ones beside them are known; use 1, or hydra/launcher=joblib",
-                self._jobs,
-            )
-        elif engine in ON_THIS_MACHINE and not _has_devices_of_its_own(hydra_config.launcher):
-            log.warning(
-                "hydra.sweeper.n_jobs=%d with hydra/launcher=%s: trials that share a device spoil "
-                "each other's throughput; use 1, or give each its own (docs/cluster.md)",
-                self._jobs,
-                engine,
-            )
-
-    def _space_and_shared(
-        self, arguments: list[str]
-    ) -> tuple[dict[str, BaseDistribution], DictConfig, dict[str, Any]]:
-        """Return what is searched, what all trials share, and what is given beneath what is.
-
-        What a searched group holds differs, and what is given for a key in it fits some of its
-        options only: the shared config is composed without.
-        """
-        parameters = [*self._parse_sweeper_params_config(), *arguments]
-        try:
-            space, fixed, deleted = create_params_from_overrides(parameters)
-        except ValueError as error:
-            raise ConfigError(
-                f"hydra.sweeper.params: {error}; write such as choice(1,2,4) or "
-                "int(tag(log, interval(1, 32)))"
-            ) from error
-        searched = {name: space[name] for name in space if name not in fixed}
-        given = {name: f"{name}={fixed[name]}" for name in fixed}
-        beneath = [given.pop(name) for name in fixed if name.startswith(_beneath(searched))]
-        shared = self._composed([*given.values(), *deleted])
-        OmegaConf.set_readonly(shared, False)
-        OmegaConf.set_struct(shared, False)
-        del shared["hydra"]
-        return searched, shared, flattened(OmegaConf.from_dotlist(beneath))
+        check_name(self._name)
+        check_numbers(self._total, self._jobs, self._failure_share)
+        check_sampler(self._sampler_config._target_)
+        check_placed(self._config.hydra.sweep)
+        warn_of_neighbours(self._jobs, self._config.hydra)
 
     def _composed(self, overrides: list[str]) -> DictConfig:
         """Return a trial's config, composed as its launcher does."""
         assert self.hydra_context is not None
         return self.hydra_context.config_loader.load_sweep_config(self._config, overrides)
-
-    def _question(
-        self,
-        searched: dict[str, BaseDistribution],
-        shared: DictConfig,
-        beneath: dict[str, Any],
-    ) -> sweeps.Question:
-        if not searched:
-            raise ConfigError(
-                "hydra.sweeper.params: nothing to search in it; give a range, such as "
-                "trainer.step_size=choice(1,2,4,8)"
-            )
-        if self._is_grid:
-            try:
-                sweeps.check_grid(searched)
-            except ValueError as error:
-                raise ConfigError(f"hydra/sweeper/sampler=grid: {error}") from error
-        directions = self._get_directions()
-        if directions != ["minimize", "maximize"]:
-            raise ConfigError(
-                f"hydra.sweeper.direction={directions}: a run returns (val_loss, "
-                "samples_per_second), so it must be [minimize, maximize]"
-            )
-        not_shared = (*NOT_ASKED, *_beneath(searched))
-        fixed = {
-            key: value
-            for key, value in flattened(shared).items()
-            if key not in searched and not key.startswith(not_shared)
-        }
-        return sweeps.Question(searched, directions, fixed | beneath)
 
     def _run(self, arguments: list[str], question: sweeps.Question) -> None:
         repeats = self._config.sweep.repeats if self._config.sweep else 1
@@ -335,9 +233,9 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         earlier = (Path(folder) for folder in trial.user_attrs.get("earlier_folders", ()))
         own = Path(trial.user_attrs["folder"])
         if begun := next(filter(has_begun, earlier), None):
-            links.append(f"resume='{begun}'")  # it goes on where the sweep before it died
+            links.append(f"resume={quoted(begun)}")  # it goes on where the sweep before it died
         elif self._config.hydra.launcher._target_ != BASIC and not has_begun(own):
-            links.append(f"resume='{own}'")  # it goes on where its engine begins it a second time
+            links.append(f"resume={quoted(own)}")  # and where its engine begins it a second time
         if self._lineage is not None:
             run_id = self._lineage.child(trial.number)
             trial.set_user_attr("mlflow_run_id", run_id)
@@ -518,14 +416,3 @@ def _kept_by(storage: Any) -> Iterator[None]:
             f"({in_one_line(error.__cause__ or error)}); correct it or free some space: the same "
             "command goes on"
         ) from error
-
-
-def _beneath(names: Iterable[str]) -> tuple[str, ...]:
-    """Return how the keys inside of these groups begin."""
-    return tuple(f"{name}." for name in names)
-
-
-def _has_devices_of_its_own(launcher: DictConfig) -> bool:
-    """Return whether Ray spreads the trials: over a cluster, or over this machine's GPUs."""
-    ray = launcher.get("ray")
-    return ray is not None and bool(ray.init.get("address") or ray.remote.get("num_gpus"))

@@ -1,0 +1,150 @@
+"""What a process has to know of the others of its run, and how it joins them.
+
+They are started by `src.launch`, or by torchrun:
+
+    torchrun --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        -m src.train distributed=ddp
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cadence import config as configs
+
+if TYPE_CHECKING:
+    from cadence.distributed import Processes
+    from cadence.schema import Config
+    from src.build import Run
+
+WITHOUT_A_TRACE = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra.job_logging.root.handlers=[console]",
+    "~hydra.job_logging.handlers.file",
+)
+"""Overrides with which Hydra makes no run folder."""
+
+SILENT = "hydra.job_logging.handlers.console.level=CRITICAL"
+"""The override with which nothing is logged on the terminal."""
+
+
+def is_launched() -> bool:
+    """Return whether this is one of several processes already, by torchrun or by `src.launch`."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def has_run_folder() -> bool:
+    """Return whether the run's folder is this process's: alone, or as process 0."""
+    return not is_launched() or os.environ["RANK"] == "0"
+
+
+def without_a_trace(arguments: Sequence[str]) -> list[str]:
+    """Return a command line; that of a process other than 0 makes no folder and no log."""
+    if has_run_folder():
+        return list(arguments)
+    return [*arguments, *WITHOUT_A_TRACE, SILENT]
+
+
+def processes_wanted(settings: "Config") -> int:
+    """Return how many processes the run has.
+
+    Raises:
+        ConfigError: So many are not possible here.
+    """
+    chosen, started = settings.distributed, int(os.environ.get("WORLD_SIZE", "1"))
+    if chosen.name == "none":
+        if is_launched() and started > 1:
+            raise configs.ConfigError(
+                f"distributed=none: torchrun started {started} processes, and each would train "
+                "alone; add distributed=ddp"
+            )
+        return 1
+    if is_launched():
+        if chosen.processes not in (None, started):
+            raise configs.ConfigError(
+                f"distributed.processes={chosen.processes}: torchrun started {started}; leave it "
+                "out, or start as many"
+            )
+        return started
+    count = chosen.processes or _cuda_devices()
+    if count == 0:
+        raise configs.ConfigError(
+            "distributed.processes=null: there is no CUDA device here to have one process each; "
+            "give a number, such as distributed.processes=2"
+        )
+    return count
+
+
+def check_device(settings: "Config", processes: int) -> None:
+    """Refuse a device that several processes cannot share out.
+
+    Raises:
+        ConfigError: It is one certain device, or there are too few.
+    """
+    name = settings.device.name
+    if processes == 1 or name == "cpu":
+        return
+    if name not in ("auto", "cuda"):
+        raise configs.ConfigError(
+            f"device.name={name}: each process needs a device of its own; try device=cuda, or "
+            "device=cpu"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    devices = _cuda_devices()
+    if devices and here > devices:
+        raise configs.ConfigError(
+            f"distributed.processes={processes}: there are {devices} CUDA devices for {here} "
+            f"processes here; use at most {devices}, or device=cpu"
+        )
+
+
+def _cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def joined_processes(settings: "Config", count: int) -> Iterator["Processes"]:
+    """Join the run's other processes, each on its own device and with its share of the cores."""
+    from cadence.distributed import Alone, joined
+
+    if count == 1:
+        yield Alone()
+        return
+    import torch
+
+    kind = "cuda" if settings.device.name != "cpu" and torch.cuda.is_available() else "cpu"
+    settings.device.name = f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else kind
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", count))))
+    balances = settings.distributed.step_sizes == "auto"
+    with joined(kind, settings.seed, settings.distributed.timeout, balances=balances) as processes:
+        processes.check_same("the config", of_the_training(settings))
+        yield processes
+
+
+def of_the_training(settings: "Config") -> str:
+    """Return what of a config must be the same on every process, in words."""
+    groups = settings.model, settings.data, settings.trainer, settings.optimizer, settings.schedule
+    others = settings.scaling, settings.distributed, settings.device.precision, settings.seed
+    return repr((*groups, *others))
+
+
+def check_same_run(processes: "Processes", run: "Run") -> None:
+    """Refuse processes that would not train the same run, as where one lacks the checkpoint.
+
+    Raises:
+        ValueError: They go on from different places, or their data differs in length.
+        LostError: A process is lost.
+    """
+    processes.check_same("where the run goes on", repr(run.trainer.clock))
+    processes.check_same("the number of training samples", str(len(run.data.train)))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
