@@ -589,9 +589,9 @@ def test_a_parent_that_was_deleted_in_mlflow_is_replaced(
     tmp_path: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = (tracking_uri, "deleted", "a sweep", tmp_path, "an id")
-    client = mlflow.MlflowClient(tracking_uri)
     before = Lineage(*there, parent=None)
     child = before.child(0)
+    client = mlflow.MlflowClient(tracking_uri)
     client.delete_run(before.parent)
 
     lineage = Lineage(*there, parent=before.parent)
