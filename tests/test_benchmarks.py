@@ -54,6 +54,16 @@ def test_scaling_prints_its_tables_and_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_parts_prints_shares_that_are_a_whole() -> None:
+    lines = printed("parts", "--quick", "--step-sizes", "2").splitlines()
+
+    rows = [line.strip("| ").split(" | ") for line in lines[2 : lines.index("") - 1]]
+    assert rows[0][0] == "forward and loss"
+    assert sum(int(share.rstrip("%")) for _, _, share in rows) == pytest.approx(100, abs=4)
+    assert all(int(microseconds) > 0 for _, microseconds, _ in rows)
+
+
+@pytest.mark.slow
 def test_throughput_prints_its_table() -> None:
     lines = printed("throughput", "--quick", "--jobs", "mlp", "--step-sizes", "2").splitlines()
 
