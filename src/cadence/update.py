@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from cadence import direct
 from cadence.accumulation import Accumulated, dense, wide
+from cadence.argument import number_above_0, whole_number
 from cadence.clock import Clock
 from cadence.scaling import RULES, scaled
 from cadence.schedule import Schedule
@@ -56,7 +57,9 @@ class Update:
         scaling: How they follow another step_size; see `cadence.scaling`.
 
     Raises:
-        ValueError: There is no such ``scaling``, or the optimizer runs the model by itself.
+        TypeError: ``clip_norm`` is not a number (a bool is not).
+        ValueError: ``clip_norm`` is not above 0, there is no such ``scaling``, or the optimizer
+            runs the model by itself.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Update:
         self._step_size = self._chosen_for = step_size
         self._scaling = scaling
         self._schedule = schedule
-        self._clip_norm = clip_norm
+        self._clip_norm = _checked_clip_norm(clip_norm)
         self._scaler = scaler
         self._chosen: list[dict[str, Any]] = []
         self._base_lrs: list[Any] = []
@@ -169,6 +172,13 @@ class Update:
             parameter.grad = None
 
 
+def _checked_clip_norm(clip_norm: float | None) -> float | None:
+    if clip_norm is None:
+        return None
+    what, remedy = "the largest gradient norm", "use None for no clipping"
+    return number_above_0("clip_norm", clip_norm, what, remedy)
+
+
 def _check_steps_alone(optimizer: Optimizer) -> None:
     closure = signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is Parameter.empty:
@@ -176,6 +186,17 @@ def _check_steps_alone(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} runs the model by itself, several times an update, and "
             "cadence runs it once for each window; try torch.optim.AdamW or torch.optim.SGD"
         )
+
+
+def checked_max_skipped(max_skipped: int) -> int:
+    """Return ``max_skipped`` if so many refused updates in a row can be borne.
+
+    Raises:
+        TypeError: It is not a whole number (a bool is not).
+        ValueError: It is below 0.
+    """
+    what = "refused updates in a row that are borne"
+    return whole_number("max_skipped", max_skipped, what, "use 0 to bear none", at_least=0)
 
 
 def stop_if_diverged(clock: Clock, outcome: Outcome, max_skipped: int) -> None:
