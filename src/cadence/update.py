@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     lr: float
     """The learning rate of the first parameter group that the update used, or would have."""
     step_size: int = DEFAULT_STEP_SIZE
-    """Mini-batches of a full window then."""
+    """Mini-batches of a full window then, all processes together."""
 
 
 class Update:
