@@ -18,7 +18,7 @@ from cadence import direct
 from cadence.accumulation import Accumulated, dense, wide
 from cadence.argument import number_above_0, whole_number
 from cadence.clock import Clock
-from cadence.scaling import RULES, scaled
+from cadence.scaling import check_rule, scaled
 from cadence.schedule import Schedule
 from cadence.window import DEFAULT_STEP_SIZE
 
@@ -72,8 +72,7 @@ class Update:
         step_size: int = DEFAULT_STEP_SIZE,
         scaling: str = "none",
     ) -> None:
-        if scaling not in RULES:
-            raise ValueError(f"scaling={scaling}: no such rule; choose one of {', '.join(RULES)}")
+        check_rule(scaling)
         _check_steps_alone(optimizer)
         self.optimizer = optimizer
         self._step_size = self._chosen_for = step_size
