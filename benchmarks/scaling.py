@@ -42,8 +42,10 @@ from cadence.update import Outcome
 Measurement: TypeAlias = Callable[[int], tuple[float, float]]
 """size -> what it amounts to on the axis, and the seconds it took."""
 
-POINTS_A_WINDOW = 5
-"""What a tracker keeps of a window: loss, gradient norm, learning rate, step_size, updates."""
+NAMES = ("train/loss", "train/grad_norm", "train/lr", "train/step_size", "train/updates")
+"""What a tracker keeps of a window."""
+
+POINTS_A_WINDOW = len(NAMES)
 
 FIXED_SAMPLES = 4096
 """Trained on where step_size grows; half of it where the parameters do."""
@@ -130,7 +132,7 @@ def journalled(size: int) -> tuple[float, float]:
         start = perf_counter()
         for number in range(size // POINTS_A_WINDOW):
             journal.append(
-                [Point(name, 0.123456789 * number, 32 * number, number) for name in _NAMES]
+                [Point(name, 0.123456789 * number, 32 * number, number) for name in NAMES]
             )
         journal.flush()
         seconds = perf_counter() - start
@@ -142,7 +144,7 @@ def tracked(size: int, until_delivered: bool) -> tuple[float, float]:
     """Show a tracker so many points, and let it write them to MLflow on SQLite.
 
     Args:
-        size: Points, four a window.
+        size: Points, `POINTS_A_WINDOW` a window.
         until_delivered: Whether the time is that until MLflow has all of them and the run has
             ended, or that of the training thread's calls alone.
     """
@@ -157,9 +159,6 @@ def tracked(size: int, until_delivered: bool) -> tuple[float, float]:
             called = perf_counter() - start
         ended = perf_counter() - start
     return size, ended if until_delivered else called
-
-
-_NAMES = ("train/loss", "train/grad_norm", "train/lr", "train/updates")
 
 
 def _tracker(folder: Path) -> Tracker:

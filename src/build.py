@@ -45,6 +45,12 @@ def build(
         settings: The config.
         processes: Those that train together; None = this one alone.
         step_sizes: Mini-batches per update of each; None = the config's step_size alone.
+
+    Raises:
+        ConfigError: A ``_target_`` is refused or does not take its arguments, or the model does not
+            fit the data.
+        ValueError: The device, the data or a combination of values is impossible; the message says
+            what to try.
     """
     import torch
 

@@ -31,7 +31,28 @@ def fit_and_keep(
     processes: "Processes",
     kept: dict[str, Any],
 ) -> "Fitted":
-    """Train to the limits, and keep the state in the run's folder as that goes."""
+    """Train to the limits, and keep the state in the run's folder as that goes.
+
+    A run that is at its end already is left as it is, with a warning.
+
+    Args:
+        settings: The config.
+        run: What trains.
+        folder: The run's; its checkpoints go there.
+        observers: Shown every window and every evaluation.
+        tracker: Flushed before each save, and its run's id is kept; None = the run is not tracked.
+        processes: Those that train together, which hear of a signal that comes here.
+        kept: The flattened config, kept with the state.
+
+    Returns:
+        What the run came to.
+
+    Raises:
+        KeyboardInterrupt: A signal asked to stop; after the first one the state is saved.
+        DivergedError: Too many updates in a row were refused; the state is saved.
+        OSError: The disk does not take the state.
+        Exception: As `cadence.Trainer.fit`.
+    """
     from cadence.checkpoint import FOLDER, Checkpoints
     from cadence.interruption import Interruption
     from cadence.keeper import Keeper
@@ -66,7 +87,19 @@ def fit_and_keep(
 
 
 def fit(settings: "Config", run: Run, **seen_by: Any) -> "Fitted":
-    """Train to the limits."""
+    """Train to what is left of the limits; a run that is at its end already is left as it is.
+
+    Args:
+        settings: The config.
+        run: What trains.
+        seen_by: The ``observers`` and ``at_boundary`` of `cadence.Trainer.fit`.
+
+    Returns:
+        What the run came to.
+
+    Raises:
+        Exception: As `cadence.Trainer.fit`, and what ``at_boundary`` raises.
+    """
     if _is_at_its_end(settings, run):
         return run.trainer.fitted
     return run.trainer.fit(
@@ -106,7 +139,15 @@ def example_to_log(settings: "Config", run: Run) -> "Tensor | None":
 def log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: "Tensor") -> None:
     """Log the run's best model with it in MLflow; the run is what it is, whether or not this works.
 
-    Without held-out data none is the best, and it is the trained model as it is.
+    Without held-out data none is the best, and it is the trained model as it is. What goes wrong is
+    a warning.
+
+    Args:
+        settings: The config.
+        run: What was trained; it has the best model's parameters afterwards.
+        folder: The run's, where its best checkpoint is.
+        run_id: The run in MLflow.
+        example: What `example_to_log` returned.
     """
     try:
         _log_model(settings, run, folder, run_id, example)

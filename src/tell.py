@@ -1,6 +1,6 @@
 """What a run tells as it goes: the terminal's lines, MLflow's run, and its summary."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,12 +56,12 @@ def tracked(
     if is_trial and not settings.track.offline:
         address.wait(settings.track.uri)  # the sweep made its run there
     choices = HydraConfig.get().runtime.choices
-    name = f"step_size={settings.trainer.step_size} {choices['data']} {choices['model']}"
+    window = window_in_words(settings, run.trainer.step_sizes)
     share = run.total_samples // 100 if run.total_samples else len(run.data.train) // 10
     return Tracker(
         settings.track.uri,
         settings.track.experiment,
-        name,
+        f"{window} {choices['data']} {choices['model']}",
         params={key: value for key, value in configs.flattened(cfg).items() if key not in OF_NOW},
         tags={"cadence.run_folder": str(folder), **git_tags(ROOT)},
         texts={
@@ -75,6 +75,23 @@ def tracked(
         parent=_parent(settings),
         offline=settings.track.offline,
     )
+
+
+def window_in_words(settings: "Config", step_sizes: Sequence[int]) -> str:
+    """Return the mini-batches per update that a run's name tells.
+
+    Args:
+        settings: The config. Its step_size is not what trains where each process has a share of its
+            own, and where a run goes on with another number of processes.
+        step_sizes: Those of each process as the run begins or goes on, which do train; ``auto``
+            begins with even ones.
+    """
+    shares, step_size = settings.distributed.step_sizes, settings.trainer.step_size
+    if isinstance(step_size, Mapping) or (shares is None and {*step_sizes} == {step_size}):
+        return f"step_size={step_size}"
+    if len(step_sizes) == 1:
+        return f"step_size={step_sizes[0]}"
+    return f"step_sizes=[{','.join(map(str, step_sizes))}]"
 
 
 def _parent(settings: "Config") -> str | Path | None:
@@ -97,7 +114,18 @@ def _parent(settings: "Config") -> str | Path | None:
 def summarised(
     settings: "Config", run: Run, folder: Path, tracker: "Tracker | None"
 ) -> Iterator[None]:
-    """Leave a summary.json and MLflow's last numbers behind, however the run ends."""
+    """Leave a summary.json and MLflow's last numbers behind, however the run ends.
+
+    Args:
+        settings: The config.
+        run: What trains.
+        folder: The run's.
+        tracker: Takes the last numbers and the file, and has the run's id; None = the run is not
+            tracked, and its ``mlflow_run_id`` is null.
+
+    Raises:
+        OSError: The disk does not take summary.json.
+    """
     from cadence.summary import write_summary
     from cadence.track import status_after
 
@@ -156,7 +184,13 @@ def facts(settings: "Config", run: Run) -> dict[str, str]:
 
 
 def where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") -> dict[str, str]:
-    """Return where a run's results are, a place or a command by name."""
+    """Return where a run's results are, a place or a command by name.
+
+    Args:
+        settings: The config.
+        folder: The run's.
+        tracker: What tracked it; None = nothing did, so only the folder is told.
+    """
     look = {"run folder": str(folder)}
     if tracker and settings.track.offline:
         look["MLflow run"] = f"to be delivered by python -m src.sync {folder}"

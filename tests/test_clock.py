@@ -1,17 +1,24 @@
 """How far a run has come, and where it ends."""
 
+import math
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import as_a_user_calls_it
 
 from cadence.clock import Clock, Limits
 
 NO_LIMIT = (
-    "without a limit the run would never end; set trainer.max_epochs, trainer.max_samples or "
-    "trainer.max_seconds"
+    "without a limit the run would never end; set epochs (trainer.max_epochs), max_samples or "
+    "max_seconds"
 )
+
+EPOCHS = "epochs to train (trainer.max_epochs)"
+REMEDY = "use None (null) for no such limit"
 
 
 def test_windows_are_counted_by_hand() -> None:
@@ -89,19 +96,32 @@ def test_time_is_counted_from_the_start_of_the_call(monkeypatch: pytest.MonkeyPa
     ("epochs", "samples", "seconds", "message"),
     [
         (None, None, None, NO_LIMIT),
-        (0, None, None, "trainer.max_epochs=0: must be above 0, or null for no limit"),
-        (None, -1, None, "trainer.max_samples=-1: must be above 0, or null for no limit"),
-        (None, None, 0.0, "trainer.max_seconds=0.0: must be above 0, or null for no limit"),
-        (
-            None,
-            None,
-            float("nan"),
-            "trainer.max_seconds=nan: must be above 0, or null for no limit",
-        ),
+        (0, None, None, f"epochs=0: {EPOCHS} must be at least 1; {REMEDY}"),
+        (True, None, None, f"epochs=True: {EPOCHS} must be a whole number; {REMEDY}"),
+        (1.5, None, None, f"epochs=1.5: {EPOCHS} must be a whole number; {REMEDY}"),
+        (None, -1, None, f"max_samples=-1: samples to train on must be at least 1; {REMEDY}"),
+        (None, 1.5, None, f"max_samples=1.5: samples to train on must be a whole number; {REMEDY}"),
+        (None, None, 0.0, f"max_seconds=0.0: seconds to train must be above 0; {REMEDY}"),
+        (None, None, math.nan, f"max_seconds=nan: seconds to train must be above 0; {REMEDY}"),
+        (None, None, "3", f"max_seconds='3': seconds to train must be a number; {REMEDY}"),
+        (None, None, True, f"max_seconds=True: seconds to train must be a number; {REMEDY}"),
     ],
 )
-def test_an_impossible_limit_is_refused(
-    epochs: int | None, samples: int | None, seconds: float | None, message: str
+def test_an_impossible_limit_is_refused_by_the_name_it_was_given_by(
+    epochs: Any, samples: Any, seconds: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with (
+        as_a_user_calls_it(),
+        pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}$"),
+    ):
         Limits(Clock(), epochs, samples, seconds)
+
+
+def test_numpys_numbers_are_limits_as_pythons_are() -> None:
+    epochs, samples, seconds = np.int64(3), np.int32(50), np.float32(60)
+    with as_a_user_calls_it():
+        limits = Limits(Clock(), epochs, samples, seconds)  # type: ignore[arg-type]
+
+    assert limits.samples_left(Clock(samples=20)) == 30
+    assert limits.is_complete(Clock(epoch=3))
+    assert not limits.time_is_up()

@@ -84,6 +84,18 @@ def test_an_impossible_schedule_is_refused_by_its_key(value: str, message: str) 
     assert str(refused.value) == f"trainer.step_size={message}"
 
 
+@pytest.mark.parametrize("final", ["1.5", "-0.5"])
+def test_a_schedules_end_outside_of_0_to_1_is_refused(final: str) -> None:
+    with pytest.raises(configs.ConfigError) as refused:
+        configs.checked(composed("schedule=cosine", f"schedule.final={final}"))
+
+    assert str(refused.value) == (
+        f"schedule.final={final}: must be a number: factor on the learning rate at the end, at "
+        "least 0, at most 1"
+    )
+    assert configs.checked(composed("schedule=cosine", "schedule.final=1")).schedule.final == 1
+
+
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "mps"])
 def test_no_device_changes_the_default_step_size(device: str) -> None:
     assert composed(f"device={device}").trainer.step_size == 2

@@ -1,5 +1,9 @@
 """The data sets: real content, a split that does not move, and files mapped instead of read."""
 
+import math
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -13,6 +17,7 @@ from cadence.data import Data, TensorData
 from cadence.data.arrays import arrays
 from cadence.data.digits import digits
 from cadence.data.pydocs import pydocs
+from cadence.data.split import held_out
 from cadence.data.synthetic import synthetic
 from cadence.data.text import text
 
@@ -81,6 +86,51 @@ def test_text_too_short_for_a_sample_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"9 bytes are too few for a sample of 129 in each of"):
         text(str(file))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 1.5, -0.1, math.nan])
+@pytest.mark.parametrize("name", ["digits", "synthetic", "pydocs", "text", "arrays"])
+def test_a_share_that_holds_out_nothing_or_all_is_refused(
+    tmp_path: Path, name: str, share: float
+) -> None:
+    file, npz = tmp_path / "a.txt", tmp_path / "a.npz"
+    file.write_bytes(bytes(1000))
+    np.savez(npz, inputs=np.ones((4, 2)), targets=np.zeros(4, np.int64))
+    data: dict[str, Callable[..., Data]] = {
+        "digits": digits,
+        "synthetic": partial(synthetic, samples=2, shape=(3,)),
+        "pydocs": pydocs,
+        "text": partial(text, str(file)),
+        "arrays": partial(arrays, str(npz)),
+    }
+    message = (
+        f"data.validation_share={share}: the share held out must be above 0 and below 1; try "
+        "data.validation_share=0.1"
+    )
+
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        data[name](validation_share=share)
+
+
+@given(st.integers(2, 2**53), st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_a_share_leaves_samples_on_both_sides(samples: int, share: float) -> None:
+    assert 1 <= held_out(samples, share) < samples
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_digits_that_leave_one_side_without_a_class_are_refused(share: float) -> None:
+    message = (
+        f"data.validation_share={share}: of 1,797 digits each class needs one to train on and one "
+        "to hold out; try data.validation_share=0.2"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        digits(validation_share=share)
+
+
+def test_a_single_synthetic_sample_is_refused() -> None:
+    message = "data.samples=1: one to train on and one to hold out are needed; try data.samples="
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        synthetic(samples=1)
 
 
 def test_synthetic_classes_can_be_told_apart_without_noise() -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import FORMS, gradients, relative_error
+from oracles import FORMS, as_a_user_calls_it, gradients, relative_error
 from torch import Tensor, nn
 
 from cadence.batch import Batch
@@ -236,6 +236,34 @@ def test_a_mini_batch_without_targets_is_refused(
     message = f"this objective takes mini-batches of (inputs, targets), not {found}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         objective.total_loss(nn.Identity(), batch)
+
+
+NO_CLASSES = (
+    "and classes are whole numbers, one for each sample; for numbers choose "
+    "data.objective._target_=cadence.objectives.Regression"
+)
+NO_TOKENS = "and tokens are whole numbers; convert them, such as by .long()"
+
+
+@pytest.mark.parametrize("method", ["total_loss", "totals"])
+@pytest.mark.parametrize(
+    ("objective", "targets", "told"),
+    [
+        (Classification(), torch.ones(4), f"torch.float32 of shape [4], {NO_CLASSES}"),
+        (Classification(), pixels, f"torch.int64 of shape [2, 3], {NO_CLASSES}"),
+        (LanguageModelling(), torch.ones(4, 1), f"torch.float32 of shape [4, 1], {NO_TOKENS}"),
+    ],
+    ids=["numbers for classes", "pixels for samples", "numbers for tokens"],
+)
+def test_targets_of_another_kind_are_refused(
+    objective: ReportsTotals, targets: Tensor, told: str, method: str
+) -> None:
+    logits = torch.zeros(4, 3) if isinstance(objective, Classification) else torch.zeros(4, 1, 3)
+
+    with as_a_user_calls_it(), pytest.raises(ValueError, match=r"^the targets are ") as refused:
+        getattr(objective, method)(nn.Identity(), (logits, targets))
+
+    assert str(refused.value) == f"the targets are {told}"
 
 
 def test_outputs_that_would_be_broadcast_to_the_targets_are_refused() -> None:

@@ -56,6 +56,13 @@ def test_the_second_moment_keeps_its_half_life_in_items(
     assert found["betas"][1] ** (1 / ratio) == pytest.approx(beta2, rel=1e-9)
 
 
+def test_an_unknown_rule_is_refused_with_the_choices() -> None:
+    with pytest.raises(
+        ValueError, match=r"^scaling=cube: no such rule; choose one of none, sqrt, linear$"
+    ):
+        scaled(ADAM, "cube", effective_batch=64.0, reference=64.0)
+
+
 def test_the_callers_arguments_stay_as_they_are() -> None:
     before = {"lr": 0.01, "betas": [0.9, 0.99]}
 

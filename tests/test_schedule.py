@@ -73,6 +73,22 @@ def test_schedules_by_name() -> None:
     assert named_schedule("cosine", 100, warmup=0, final=0.5)(50.0) == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("final", [-0.1, 1.5, math.nan])
+def test_a_cosine_that_ends_outside_of_0_to_1_is_refused(final: float) -> None:
+    message = (
+        f"schedule.final={final}: the factor at the end must be at least 0 and at most 1; try "
+        "schedule.final=0"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        cosine(horizon=100, final=final)
+
+
+def test_an_unknown_schedule_is_refused_with_the_choices() -> None:
+    message = "schedule=cube: no such schedule; choose one of constant, cosine"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        named_schedule("cube", 100, warmup=0, final=0.0)
+
+
 def test_a_cosine_without_an_end_is_refused() -> None:
     message = (
         "schedule=cosine: it must know where the run ends; set trainer.max_epochs or "

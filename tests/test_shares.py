@@ -13,7 +13,7 @@ from cadence import config as configs
 from cadence.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
 from src.build import WINDOW, planned_step_sizes
 from src.join import check_device, of_the_training, processes_wanted
-from src.tell import ROOT
+from src.tell import ROOT, window_in_words
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=4), st.integers(0, 6))
@@ -133,6 +133,30 @@ def test_a_run_that_goes_on_keeps_its_window_unless_it_is_asked_for_another(
     planned = planned_step_sizes(settings_of(*overrides), processes, began_with)
 
     assert Plan(planned, processes).at(0) == shares
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "began_with", "words"),
+    [
+        (["trainer.step_size=16", "distributed=none"], 1, None, "step_size=16"),
+        (["trainer.step_size=16"], 2, None, "step_size=16"),
+        (["distributed.step_sizes=[4,2]"], 2, None, "step_sizes=[4,2]"),
+        (["distributed.step_sizes=[2,2]"], 2, None, "step_sizes=[2,2]"),
+        (["distributed.step_sizes=[5]"], 1, None, "step_size=5"),
+        (["distributed.step_sizes=auto", "trainer.step_size=3"], 2, None, "step_sizes=[3,3]"),
+        (["distributed.step_sizes=auto"], 2, UNEVEN, "step_sizes=[3,3]"),
+        ([], 3, BEGAN, "step_sizes=[2,1,1]"),
+        (["distributed=none"], 1, BEGAN, "step_size=4"),
+        (["trainer.step_size={0: 2, 64: 8}"], 2, None, "step_size={0: 2, 64: 8}"),
+    ],
+)
+def test_a_run_is_named_by_the_step_sizes_that_train(
+    overrides: list[str], processes: int, began_with: dict[str, Any] | None, words: str
+) -> None:
+    settings = settings_of(*overrides)
+    plan = Plan(planned_step_sizes(settings, processes, began_with), processes)
+
+    assert window_in_words(settings, plan.at(0)) == words
 
 
 def test_more_processes_than_mini_batches_are_refused() -> None:

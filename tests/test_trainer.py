@@ -779,10 +779,74 @@ def test_an_impossible_setting_is_refused(settings: dict[str, Any], message: str
         linear(**settings)
 
 
+NORM = "the largest gradient norm"
+BORNE = "refused updates in a row that are borne"
+THREADS = "threads of an operation"
+OR_AUTO = "use None for torch's own number, or auto"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("clip_norm", -1.0, f"{NORM} must be above 0; use None for no clipping"),
+        ("clip_norm", 0, f"{NORM} must be above 0; use None for no clipping"),
+        ("clip_norm", math.nan, f"{NORM} must be above 0; use None for no clipping"),
+        ("clip_norm", True, f"{NORM} must be a number; use None for no clipping"),
+        ("max_skipped", -1, f"{BORNE} must be at least 0; use 0 to bear none"),
+        ("max_skipped", 1.5, f"{BORNE} must be a whole number; use 0 to bear none"),
+        ("max_skipped", None, f"{BORNE} must be a whole number; use 0 to bear none"),
+        ("threads", 0, f"{THREADS} must be at least 1; {OR_AUTO}"),
+        ("threads", True, f"{THREADS} must be a whole number; {OR_AUTO}"),
+        ("threads", 1.5, f"{THREADS} must be a whole number; {OR_AUTO}"),
+    ],
+)
+def test_an_impossible_number_is_refused_when_the_trainer_is_made(
+    name: str, value: Any, problem: str
+) -> None:
+    message = re.escape(f"{name}={value}: {problem}")
+    with as_a_user_calls_it(), pytest.raises((TypeError, ValueError), match=f"^{message}$"):
+        linear(**{name: value})
+
+
+SAMPLES = "samples between evaluations"
+ONCE = "use None for once an epoch"
+IN_VAIN = "evaluations without a lower validation loss"
+NEVER = "use None to bear any number"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("epochs", 0, "epochs to train (trainer.max_epochs) must be at least 1; use None (null) "
+         "for no such limit"),
+        ("evaluate_every", 0, f"{SAMPLES} must be at least 1; {ONCE}"),
+        ("evaluate_every", -3, f"{SAMPLES} must be at least 1; {ONCE}"),
+        ("evaluate_every", True, f"{SAMPLES} must be a whole number; {ONCE}"),
+        ("evaluate_every", math.nan, f"{SAMPLES} must be a whole number; {ONCE}"),
+        ("patience", 0, f"{IN_VAIN} must be at least 1; {NEVER}"),
+        ("patience", -1, f"{IN_VAIN} must be at least 1; {NEVER}"),
+        ("patience", True, f"{IN_VAIN} must be a whole number; {NEVER}"),
+        ("patience", math.nan, f"{IN_VAIN} must be a whole number; {NEVER}"),
+    ],
+)  # fmt: skip
+def test_an_impossible_number_is_refused_before_anything_is_trained(
+    name: str, value: Any, problem: str
+) -> None:
+    data, trainer = cut(regression_pair(4), (2, 2)), linear()
+    before = weights(trainer.model)
+    message = re.escape(f"{name}={value}: {problem}")
+
+    with as_a_user_calls_it(), pytest.raises((TypeError, ValueError), match=f"^{message}$"):
+        trainer.fit(data, data, **{"epochs": 1, name: value})
+
+    assert trainer.clock == Clock()
+    assert same(weights(trainer.model), before)
+
+
 def test_a_run_without_a_limit_is_refused() -> None:
     message = (
-        "without a limit the run would never end; set trainer.max_epochs, trainer.max_samples or "
-        "trainer.max_seconds"
+        "without a limit the run would never end; set epochs (trainer.max_epochs), max_samples or "
+        "max_seconds"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         linear().fit([regression_pair(2)])

@@ -245,6 +245,14 @@ def test_an_optimizer_that_runs_the_model_by_itself_is_refused() -> None:
         Update(LBFGS([weight]), schedule=constant())
 
 
+def test_a_clip_norm_that_would_turn_the_gradient_around_is_refused() -> None:
+    _, optimizer = one_weight()
+    message = "clip_norm=-1.0: the largest gradient norm must be above 0; use None for no clipping"
+
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Update(optimizer, schedule=constant(), clip_norm=-1.0)
+
+
 def test_a_loss_scale_that_overflows_skips_the_update_halves_and_recovers() -> None:
     # One weight w = 0 in float32, run in float16, whose largest number is 65504. Input 1, target
     # -1: the gradient of (w x - y)^2 is 2, times the scale of 65536 too large, of 32768 too, of

@@ -84,8 +84,10 @@ def accumulate(
         The window's loss and its items.
 
     Raises:
-        TypeError: A mini-batch is not one, or ``microbatch_size`` is not an int.
-        ValueError: ``microbatch_size`` is below 1, or the objective's loss is not a 0-d tensor.
+        TypeError: A mini-batch is not one, ``microbatch_size`` is not an int, or the objective's
+            items are no whole number.
+        ValueError: ``microbatch_size`` is below 1, a mini-batch's tensors differ in length, or the
+            objective's loss is not a 0-d tensor.
     """
     accumulator = Accumulator(model, objective, autocast=autocast, scaler=scaler)
     return accumulator(window, checked_microbatch_size(microbatch_size))

@@ -3,6 +3,10 @@
 from time import perf_counter
 from typing import NamedTuple
 
+from cadence.argument import number_above_0, whole_number
+
+REMEDY = "use None (null) for no such limit"
+
 
 class Clock(NamedTuple):
     """What a run has seen and done so far.
@@ -67,24 +71,25 @@ class Limits:
         seconds: Wall time from now, above 0; None = no such limit.
 
     Raises:
+        TypeError: Epochs or samples are not a whole number, or seconds no number (a bool is not).
         ValueError: No limit is given, or one is not above 0.
     """
 
     def __init__(
         self, start: Clock, epochs: int | None, samples: int | None, seconds: float | None
     ) -> None:
-        given = {"max_epochs": epochs, "max_samples": samples, "max_seconds": seconds}
-        if all(limit is None for limit in given.values()):
+        if epochs is None and samples is None and seconds is None:
             raise ValueError(
-                "without a limit the run would never end; set trainer.max_epochs, "
-                "trainer.max_samples or trainer.max_seconds"
+                "without a limit the run would never end; set epochs (trainer.max_epochs), "
+                "max_samples or max_seconds"
             )
-        for name, limit in given.items():
-            if limit is not None and not limit > 0:
-                raise ValueError(f"trainer.{name}={limit}: must be above 0, or null for no limit")
-        self._last_epoch = None if epochs is None else start.epoch + epochs
-        self._last_sample = None if samples is None else start.samples + samples
-        self._deadline = None if seconds is None else perf_counter() + seconds
+        what = "epochs to train (trainer.max_epochs)"
+        self._last_epoch = _end(start.epoch, "epochs", epochs, what)
+        self._last_sample = _end(start.samples, "max_samples", samples, "samples to train on")
+        self._deadline: float | None = None
+        if seconds is not None:
+            seconds = number_above_0("max_seconds", seconds, "seconds to train", REMEDY)
+            self._deadline = perf_counter() + seconds
 
     def is_complete(self, clock: Clock) -> bool:
         """Return whether all the epochs or samples are done."""
@@ -98,3 +103,8 @@ class Limits:
     def samples_left(self, clock: Clock) -> int | None:
         """Return the samples until the limit; None = there is no such limit."""
         return None if self._last_sample is None else max(0, self._last_sample - clock.samples)
+
+
+def _end(start: int, name: str, limit: int | None, what: str) -> int | None:
+    """Return where a limit ends a run that starts there; None = there is no such limit."""
+    return None if limit is None else start + whole_number(name, limit, what, REMEDY)

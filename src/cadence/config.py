@@ -265,7 +265,7 @@ def _plain_type(declared: Any) -> Any:
 
 
 def _limits(metadata: Mapping[str, Any]) -> list[str]:
-    words = {"at_least": "at least", "above": "above", "below": "below"}
+    words = {"at_least": "at least", "above": "above", "at_most": "at most", "below": "below"}
     limits = [
         f"{words[name]} {metadata[name]:,.10g}" for name in words if metadata[name] is not None
     ]
@@ -297,6 +297,7 @@ def _within(value: Any, limits: Mapping[str, Any]) -> bool:
         not (isinstance(value, float) and math.isinf(value))
         and (limits["at_least"] is None or value >= limits["at_least"])
         and (limits["above"] is None or value > limits["above"])
+        and (limits["at_most"] is None or value <= limits["at_most"])
         and (limits["below"] is None or value < limits["below"])
         and (not limits["choices"] or value in limits["choices"])
     )

@@ -19,11 +19,15 @@ def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
     Args:
         uri: MLflow's tracking URI.
         run_id: The run.
-        model: The model, as it is; it is logged in evaluation mode.
+        model: The model, as it is; it is logged in evaluation mode, not compiled, and stays so.
         inputs: What `cadence.example.example_inputs` returned: its example and its signature's.
 
     Returns:
         What `mlflow.pytorch.load_model` takes.
+
+    Raises:
+        MlflowException, SQLAlchemyError, OSError: MLflow does not take it, or knows no such run.
+        Exception: Whatever pickling a user's own class raises.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     uncompile(model)

@@ -73,7 +73,8 @@ class Classification:
         ignore_index: The target value that marks an item as absent.
 
     A mini-batch is (inputs, targets): as a tuple, a list, a named tuple, a dict with these names,
-    or any dict of two entries in this order. Targets are class indices, int64.
+    or any dict of two entries in this order. Targets are class indices, int64, [samples, *rest].
+    The model maps inputs to logits [samples, classes, *rest].
     """
 
     def __init__(self, label_smoothing: float = 0.0, ignore_index: int = IGNORED) -> None:
@@ -81,21 +82,35 @@ class Classification:
         self.ignore_index = ignore_index
 
     def items(self, batch: Batch) -> int:
-        """Return the number of targets that are not ``ignore_index``."""
+        """Return the number of targets that are not ``ignore_index``.
+
+        Raises:
+            ValueError: The mini-batch is not (inputs, targets).
+        """
         _, targets = _inputs_and_targets(batch)
         return _count(targets, self.ignore_index)
 
     def total_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Return the sum of the items' cross-entropies, in nats."""
+        """Return the sum of the items' cross-entropies, in nats.
+
+        Raises:
+            ValueError: The mini-batch is not (inputs, targets), or the targets are no whole numbers
+                or of another shape than the logits without their classes.
+        """
         inputs, targets = _inputs_and_targets(batch)
         return self._sum(model(inputs), targets)
 
     def totals(self, model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Return the sums of ``loss`` (nats) and ``accuracy`` (right answers)."""
+        """Return the sums of ``loss`` (nats) and ``accuracy`` (right answers).
+
+        Raises:
+            ValueError: As in `total_loss`.
+        """
         inputs, targets = _inputs_and_targets(batch)
         logits = model(inputs)
+        loss = self._sum(logits, targets)
         right = ((logits.argmax(1) == targets) & (targets != self.ignore_index)).sum()
-        return {"loss": self._sum(logits, targets), "accuracy": right.float()}
+        return {"loss": loss, "accuracy": right.float()}
 
     def _sum(
         self, logits: Float[Tensor, "samples classes *rest"], targets: Int[Tensor, "samples *rest"]
@@ -131,17 +146,32 @@ class LanguageModelling:
         self.ignore_index = ignore_index
 
     def items(self, batch: Batch) -> int:
-        """Return the number of target tokens that are not ``ignore_index``."""
+        """Return the number of target tokens that are not ``ignore_index``.
+
+        Raises:
+            TypeError: The mini-batch is not one.
+            ValueError: It is neither tokens nor (inputs, targets).
+        """
         _, targets = _tokens(batch)
         return _count(targets, self.ignore_index)
 
     def total_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Return the sum of the target tokens' cross-entropies, in nats."""
+        """Return the sum of the target tokens' cross-entropies, in nats.
+
+        Raises:
+            TypeError: The mini-batch is not one.
+            ValueError: It is neither tokens nor (inputs, targets), or the targets are no whole
+                numbers.
+        """
         inputs, targets = _tokens(batch)
         return self._sum(model(inputs), targets)
 
     def totals(self, model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Return the sums of ``loss`` (nats), ``bits_per_token`` and ``accuracy``."""
+        """Return the sums of ``loss`` (nats), ``bits_per_token`` and ``accuracy`` (right tokens).
+
+        Raises:
+            TypeError, ValueError: As in `total_loss`.
+        """
         inputs, targets = _tokens(batch)
         logits = model(inputs)
         loss = self._sum(logits, targets)
@@ -153,6 +183,11 @@ class LanguageModelling:
         logits: Float[Tensor, "samples context tokens"],
         targets: Int[Tensor, "samples context"],
     ) -> Float[Tensor, ""]:
+        if targets.is_floating_point():
+            raise ValueError(
+                f"the targets are {targets.dtype} of shape {list(targets.shape)}, and tokens are "
+                "whole numbers; convert them, such as by .long()"
+            )
         return F.cross_entropy(
             _at_least_float32(logits).flatten(0, 1),
             targets.flatten(),
@@ -169,14 +204,20 @@ class Regression:
     """
 
     def items(self, batch: Batch) -> int:
-        """Return the number of samples."""
+        """Return the number of samples.
+
+        Raises:
+            TypeError: The mini-batch is not one.
+            ValueError: Its tensors differ in length.
+        """
         return sample_count(batch)
 
     def total_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the sum over samples of the mean squared error of each.
 
         Raises:
-            ValueError: The model's outputs and the targets differ in shape.
+            ValueError: The mini-batch is not (inputs, targets), or the model's outputs and the
+                targets differ in shape.
         """
         inputs, targets = _inputs_and_targets(batch)
         outputs = _at_least_float32(model(inputs))
@@ -215,7 +256,11 @@ class MeanLoss:
         return self._items(batch)
 
     def total_loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Return the mean loss times the items."""
+        """Return the mean loss times the items.
+
+        Raises:
+            ValueError: The mini-batch is not (inputs, targets).
+        """
         inputs, targets = _inputs_and_targets(batch)
         return self.mean_loss(_at_least_float32(model(inputs)), targets) * self.items(batch)
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from cadence.accumulation import Accumulated, Accumulator, Summed, checked_microbatch_size
+from cadence.argument import whole_number
 from cadence.batch import Batch, sample_count, samples_in
 from cadence.coupling import check_boundaries, coupling
 from cadence.noise import is_measured
@@ -34,7 +35,7 @@ class Passes:
         scaler: As in `cadence.accumulate`.
 
     Raises:
-        TypeError, ValueError: ``microbatch_size`` is not possible.
+        TypeError, ValueError: ``microbatch_size`` or ``threads`` is not possible.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Passes:
         self._autocast, self._scaler = autocast, scaler
         self.limit = MemoryLimit()
         """What is known to fit into memory."""
-        self._tuner = Tuner(microbatch_size, threads, self.limit)
+        self._tuner = Tuner(microbatch_size, _checked_threads(threads), self.limit)
         self._coupled_by: str | None = None
         self._is_told = self._is_first = False
 
@@ -164,6 +165,13 @@ class Passes:
                 self._coupled_by or "it is one sample",
             )
         return False
+
+
+def _checked_threads(threads: int | Auto | None) -> int | Auto | None:
+    if threads is None or threads == "auto":
+        return threads
+    what, remedy = "threads of an operation", "use None for torch's own number, or auto"
+    return whole_number("threads", threads, what, remedy)
 
 
 def _in_one_pass(window: Sequence[Batch], size: int | None) -> bool:

@@ -42,7 +42,8 @@ class Fitted:
     """What a run came to."""
 
     step_size: int
-    """Mini-batches per update, as last set."""
+    """Mini-batches per update, as last set; of several processes, this one's (process 0's in
+    summary.json)."""
     microbatch_size: int | None
     """Samples per forward and backward; None = one mini-batch."""
     updates: int

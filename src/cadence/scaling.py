@@ -15,6 +15,16 @@ RULES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 """The power of the batches' ratio that multiplies the learning rate."""
 
 
+def check_rule(rule: str) -> None:
+    """Refuse a rule that there is not.
+
+    Raises:
+        ValueError: There is no such rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"scaling={rule}: no such rule; choose one of {', '.join(RULES)}")
+
+
 def scaled(
     optimizer: Mapping[str, Any], rule: str, effective_batch: float, reference: float
 ) -> dict[str, Any]:
@@ -25,7 +35,11 @@ def scaled(
         rule: ``none``, ``sqrt`` or ``linear``.
         effective_batch: Items per update, over all processes.
         reference: Items per update for which the arguments were chosen.
+
+    Raises:
+        ValueError: There is no such rule.
     """
+    check_rule(rule)
     arguments = dict(optimizer)
     if rule == "none":
         return arguments

@@ -12,6 +12,10 @@ Schedule: TypeAlias = Callable[[float], float]
 """Samples seen so far -> the factor on every learning rate."""
 
 
+NAMES = ("constant", "cosine")
+"""The schedules that `named_schedule` knows."""
+
+
 def constant(warmup: int = 0) -> Schedule:
     """Return a schedule that stays at 1.
 
@@ -29,7 +33,15 @@ def cosine(horizon: int, warmup: int = 0, final: float = 0.0) -> Schedule:
         warmup: Samples over which the factor first rises in a straight line from 0 to 1, at least
             0; a run that ends sooner never leaves it.
         final: The factor at the horizon, in [0, 1].
+
+    Raises:
+        ValueError: ``final`` is not in [0, 1].
     """
+    if not 0 <= final <= 1:
+        raise ValueError(
+            f"schedule.final={final}: the factor at the end must be at least 0 and at most 1; try "
+            "schedule.final=0"
+        )
 
     def factor(samples: float) -> float:
         if samples < warmup:
@@ -52,8 +64,11 @@ def named_schedule(name: str, horizon: int | None, warmup: int, final: float) ->
         final: As in `cosine`.
 
     Raises:
-        ValueError: A cosine is asked for without a horizon.
+        ValueError: There is no such schedule, a cosine is asked for without a horizon, or its
+            ``final`` is not in [0, 1].
     """
+    if name not in NAMES:
+        raise ValueError(f"schedule={name}: no such schedule; choose one of {', '.join(NAMES)}")
     if name == "constant":
         return constant(warmup)
     if horizon is None:

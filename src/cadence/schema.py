@@ -12,8 +12,8 @@ from omegaconf import MISSING
 
 def setting(
     unit: str, *, at_least: float | None = None, above: float | None = None,
-    below: float | None = None, choices: Sequence[str] = (), null: str = "", auto: str = "",
-    schedule: str = "",
+    at_most: float | None = None, below: float | None = None, choices: Sequence[str] = (),
+    null: str = "", auto: str = "", schedule: str = "",
 ) -> Any:  # fmt: skip
     """Return a dataclass field whose value comes from YAML.
 
@@ -21,15 +21,16 @@ def setting(
         unit: What the number counts, or what the value is.
         at_least: The smallest value allowed; None = any.
         above: A value just too small; None = any.
+        at_most: The largest value allowed; None = any.
         below: A value just too large; None = any.
         choices: The values allowed; empty = any.
         null: What null means, where it is allowed.
         auto: What auto means, where it is allowed beside whole numbers.
         schedule: What a mapping means, where it is allowed beside whole numbers.
     """
-    limits = {"at_least": at_least, "above": above, "below": below, "choices": tuple(choices)}
+    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     words = {"unit": unit, "null": null, "auto": auto, "schedule": schedule}
-    return field(default=MISSING, metadata=words | limits)
+    return field(default=MISSING, metadata=words | limits | {"choices": tuple(choices)})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -203,7 +204,7 @@ class ScheduleConfig:
 
     name: str = setting("shape", choices=("constant", "cosine"))
     warmup: int = setting("samples of a straight rise from 0", at_least=0)
-    final: float = setting("factor on the learning rate at the end", at_least=0)
+    final: float = setting("factor on the learning rate at the end", at_least=0, at_most=1)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cadence import device as devices
+from cadence.argument import whole_number
 from cadence.batch import Batch, samples_in
 from cadence.clock import Clock, Limits
 from cadence.distributed import Alone, Processes
@@ -28,7 +29,7 @@ from cadence.state import (
     restore_random_states,
 )
 from cadence.tuning import Auto
-from cadence.update import Update, stop_if_diverged
+from cadence.update import Update, checked_max_skipped, stop_if_diverged
 from cadence.window import DEFAULT_STEP_SIZE
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Trainer:
         precision: ``fp32`` (the parameters' own dtype), or autocast in ``bf16`` or ``fp16``.
         schedule: The factor on the learning rates by samples; see `cadence.schedule`.
         clip_norm: The largest gradient norm, above 0; None = any.
-        max_skipped: Updates refused in a row that are borne; one more stops the run.
+        max_skipped: Updates refused in a row that are borne, at least 0; one more stops the run.
         scaling: How learning rate and beta2 follow a step_size that changes, from what the
             optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see `cadence.scaling`.
         noise_scale: Whether the gradient noise scale is estimated; see `cadence.noise`.
@@ -91,7 +92,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.optimizer = optimizer
         self.objective = objective
-        self._max_skipped = max_skipped
+        self._max_skipped = checked_max_skipped(max_skipped)
         self._autocast = devices.autocast_dtype(precision, self.device)
         self._scaler = devices.grad_scaler(precision, self.device)
         self._passes = Passes(
@@ -173,11 +174,12 @@ class Trainer:
             val_loader: The held-out mini-batches; None = no evaluation. Of several processes only
                 process 0 needs it.
             epochs: Epochs to train in this call, at least 1; None = no such limit.
-            max_samples: Samples to train on in this call, met exactly: the last mini-batch is cut
-                to fit. None = no such limit.
-            max_seconds: Wall time after which no further window starts; None = no such limit.
-            evaluate_every: Samples between evaluations; None = once an epoch. There is always one
-                at the end.
+            max_samples: Samples to train on in this call, at least 1, met exactly: the last
+                mini-batch is cut to fit. None = no such limit.
+            max_seconds: Wall time in seconds, above 0, after which no further window starts; None =
+                no such limit.
+            evaluate_every: Samples between evaluations, at least 1; None = once an epoch. There is
+                always one at the end.
             patience: Evaluations without a lower validation loss that end the run, at least 1;
                 None = never.
             observers: Shown every window and every evaluation.
@@ -189,12 +191,16 @@ class Trainer:
             What the run came to.
 
         Raises:
-            ValueError: No limit is given, an epoch has no mini-batch, or ``microbatch_size`` would
-                split what couples its samples.
+            TypeError: A limit, ``evaluate_every`` or ``patience`` is not a number of its kind (a
+                bool is not), a mini-batch is not one, or the objective's items are no whole number.
+            ValueError: No limit is given, or one of these numbers is out of its range; an epoch or
+                the validation data has no mini-batch; or ``microbatch_size`` would split what
+                couples its samples.
             DivergedError: Too many updates in a row were refused.
             DoesNotFitError: A single sample does not fit into memory.
             LostError: Another process is lost.
         """
+        _check_evaluations(evaluate_every, patience)
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
         self._memory.begin()
         self._record = record = Record(self.device, observers, self._memory, self._noise)
@@ -357,7 +363,15 @@ class Trainer:
         return self._record.windows()
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
-        """Return the model's means over all items of some mini-batches; see `cadence.measure`."""
+        """Return the model's means over all items of some mini-batches; see `cadence.measure`.
+
+        Args:
+            minibatches: The held-out data, read once.
+
+        Raises:
+            ValueError: There is no mini-batch.
+            DoesNotFitError: Not even one sample fits into memory.
+        """
         announce_epoch(minibatches, self.clock.samples)  # so that noise in workers is of here
         limit = self._passes.limit
         return evaluate(self.model, self.objective, minibatches, self.device, self._autocast, limit)
@@ -385,6 +399,15 @@ def batches_in(loader: Iterable[Batch]) -> int | None:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:  # a generator, or a DataLoader of an IterableDataset
         return None
+
+
+def _check_evaluations(evaluate_every: int | None, patience: int | None) -> None:
+    if evaluate_every is not None:
+        what, remedy = "samples between evaluations", "use None for once an epoch"
+        whole_number("evaluate_every", evaluate_every, what, remedy)
+    if patience is not None:
+        what, remedy = "evaluations without a lower validation loss", "use None to bear any number"
+        whole_number("patience", patience, what, remedy)
 
 
 def _warn_of_short_epochs(loader: Iterable[Batch], step_size: int) -> None:

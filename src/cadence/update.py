@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 
 from cadence import direct
 from cadence.accumulation import Accumulated, dense, wide
+from cadence.argument import number_above_0, whole_number
 from cadence.clock import Clock
-from cadence.scaling import RULES, scaled
+from cadence.scaling import check_rule, scaled
 from cadence.schedule import Schedule
 from cadence.window import DEFAULT_STEP_SIZE
 
@@ -40,7 +41,7 @@ class Outcome(NamedTuple):
     lr: float
     """The learning rate of the first parameter group that the update used, or would have."""
     step_size: int = DEFAULT_STEP_SIZE
-    """Mini-batches of a full window then."""
+    """Mini-batches of a full window then, all processes together."""
 
 
 class Update:
@@ -56,7 +57,9 @@ class Update:
         scaling: How they follow another step_size; see `cadence.scaling`.
 
     Raises:
-        ValueError: There is no such ``scaling``, or the optimizer runs the model by itself.
+        TypeError: ``clip_norm`` is not a number (a bool is not).
+        ValueError: ``clip_norm`` is not above 0, there is no such ``scaling``, or the optimizer
+            runs the model by itself.
     """
 
     def __init__(
@@ -69,14 +72,13 @@ class Update:
         step_size: int = DEFAULT_STEP_SIZE,
         scaling: str = "none",
     ) -> None:
-        if scaling not in RULES:
-            raise ValueError(f"scaling={scaling}: no such rule; choose one of {', '.join(RULES)}")
+        check_rule(scaling)
         _check_steps_alone(optimizer)
         self.optimizer = optimizer
         self._step_size = self._chosen_for = step_size
         self._scaling = scaling
         self._schedule = schedule
-        self._clip_norm = clip_norm
+        self._clip_norm = _checked_clip_norm(clip_norm)
         self._scaler = scaler
         self._chosen: list[dict[str, Any]] = []
         self._base_lrs: list[Any] = []
@@ -169,6 +171,13 @@ class Update:
             parameter.grad = None
 
 
+def _checked_clip_norm(clip_norm: float | None) -> float | None:
+    if clip_norm is None:
+        return None
+    what, remedy = "the largest gradient norm", "use None for no clipping"
+    return number_above_0("clip_norm", clip_norm, what, remedy)
+
+
 def _check_steps_alone(optimizer: Optimizer) -> None:
     closure = signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is Parameter.empty:
@@ -176,6 +185,17 @@ def _check_steps_alone(optimizer: Optimizer) -> None:
             f"{type(optimizer).__name__} runs the model by itself, several times an update, and "
             "cadence runs it once for each window; try torch.optim.AdamW or torch.optim.SGD"
         )
+
+
+def checked_max_skipped(max_skipped: int) -> int:
+    """Return ``max_skipped`` if so many refused updates in a row can be borne.
+
+    Raises:
+        TypeError: It is not a whole number (a bool is not).
+        ValueError: It is below 0.
+    """
+    what = "refused updates in a row that are borne"
+    return whole_number("max_skipped", max_skipped, what, "use 0 to bear none", at_least=0)
 
 
 def stop_if_diverged(clock: Clock, outcome: Outcome, max_skipped: int) -> None:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cadence.data.split import held_out
 from cadence.data.tensors import Data, Samples, TensorData
 
 Array = npt.NDArray[np.generic]
@@ -45,7 +46,8 @@ def arrays(
 
     Raises:
         ValueError: A file or an array is missing, malformed, empty, of another length, holds NaN
-            or infinity, or a target is out of range. The message names the file and the array.
+            or infinity, or a target is out of range: the message names the file and the array. Or
+            ``validation_share`` is not in (0, 1).
     """
     found = _folder(path) if Path(path).expanduser().is_dir() else _archive(path)
     names = _names(path, found, inputs, targets)
@@ -54,11 +56,11 @@ def arrays(
     whole = np.issubdtype(y.dtype, np.integer)
     outputs = _classes(path, names[1], y, classes) if whole else int(np.prod(y.shape[1:]))
     order = np.random.default_rng(split_seed).permutation(len(x))
-    held_out = max(1, int(len(x) * validation_share))
+    tail = held_out(len(x), validation_share)
     tensors = torch.from_numpy(x), torch.from_numpy(y)
     return Data(
-        train=_Rows(tensors, order[held_out:]),
-        validation=_Rows(tensors, order[:held_out]),
+        train=_Rows(tensors, order[tail:]),
+        validation=_Rows(tensors, order[:tail]),
         input_shape=x.shape[1:],
         outputs=outputs,
         items_per_sample=1,

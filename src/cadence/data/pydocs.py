@@ -14,6 +14,10 @@ def pydocs(context: int = 128, validation_share: float = 0.1) -> Data:
     Args:
         context: Tokens of input in a sample, at least 1.
         validation_share: Share of the text held out, its tail, in (0, 1).
+
+    Raises:
+        ValueError: ``context`` is too large for one sample of each split, or ``validation_share``
+            is not in (0, 1).
     """
     reference = "\n".join(topics[name] for name in sorted(topics))
     return language_modelling(reference.encode(), context, validation_share, "data=pydocs")

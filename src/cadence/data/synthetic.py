@@ -2,6 +2,7 @@
 
 import torch
 
+from cadence.data.split import held_out
 from cadence.data.tensors import Data, TensorData
 
 
@@ -22,12 +23,20 @@ def synthetic(
         noise: Standard deviation of the inputs around their centre, whose own is 1; at least 0.
         validation_share: Share held out, in (0, 1).
         split_seed: Makes centres, samples and split; it is not the seed of the run.
+
+    Raises:
+        ValueError: ``samples`` are fewer than 2, or ``validation_share`` is not in (0, 1).
     """
+    if samples < 2:
+        raise ValueError(
+            f"data.samples={samples}: one to train on and one to hold out are needed; try "
+            "data.samples=10000"
+        )
+    cut = samples - held_out(samples, validation_share)
     generator = torch.Generator().manual_seed(split_seed)
     centres = torch.randn(classes, *shape, generator=generator)
     targets = torch.randint(classes, (samples,), generator=generator)
     inputs = centres[targets] + noise * torch.randn(samples, *shape, generator=generator)
-    cut = samples - max(1, int(samples * validation_share))
     return Data(
         train=TensorData(inputs[:cut], targets[:cut]),
         validation=TensorData(inputs[cut:], targets[cut:]),

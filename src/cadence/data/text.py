@@ -7,6 +7,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from cadence.data.split import held_out
 from cadence.data.tensors import Data, Samples, TensorData
 
 BYTES = 256
@@ -22,7 +23,8 @@ def text(path: str, context: int = 128, validation_share: float = 0.1) -> Data:
         validation_share: Share of the file held out, its tail, in (0, 1).
 
     Raises:
-        ValueError: The file is missing, or too short for one sample of each split.
+        ValueError: The file is missing, cannot be read, or is too short for one sample of each
+            split; or ``validation_share`` is not in (0, 1).
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -38,12 +40,13 @@ def language_modelling(raw: bytes, context: int, validation_share: float, name: 
     """Return bytes as samples for language modelling; ``name`` is what errors call them.
 
     Raises:
-        ValueError: They are too few for one sample of each split.
+        ValueError: They are too few for one sample of each split, or ``validation_share`` is not
+            in (0, 1).
     """
     tokens = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())
-    cut = len(tokens) - int(len(tokens) * validation_share)
-    train, held_out = tokens[:cut], tokens[cut:]
-    if min(len(train), len(held_out)) < context + 1:
+    cut = len(tokens) - held_out(len(tokens), validation_share)
+    train, tail = tokens[:cut], tokens[cut:]
+    if min(len(train), len(tail)) < context + 1:
         raise ValueError(
             f"{name}: {len(tokens)} bytes are too few for a sample of {context + 1} in each of "
             f"training and validation (data.validation_share={validation_share}); lower "
@@ -51,7 +54,7 @@ def language_modelling(raw: bytes, context: int, validation_share: float, name: 
         )
     return Data(
         train=_blocks(train, context),
-        validation=_blocks(held_out, context),
+        validation=_blocks(tail, context),
         input_shape=(context,),
         outputs=BYTES,
         items_per_sample=context,
