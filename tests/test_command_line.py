@@ -141,6 +141,29 @@ def test_help_config_and_typos_are_answered_without_torch_or_mlflow(question: li
 
 
 @pytest.mark.parametrize(
+    ("module", "first", "example"),
+    [
+        ("src.train", "Train a PyTorch model: ", "python -m src.train --multirun sweep=step_size"),
+        ("src.train", "Train a PyTorch model: ", "python -m src.train resume=last"),
+        ("src.advise", "Advise which step_size ", "python -m src.advise run=last"),
+        ("src.certify", "Certify that the gradient ", "python -m src.certify experiment="),
+        ("src.evaluate", "Tell what a run's best model ", "python -m src.evaluate run=last"),
+        ("src.report", "usage: python -m src.report ", "python -m src.report step_size_digits_mlp"),
+        ("src.sync", "usage: python -m src.sync ", "python -m src.sync mlruns/runs/"),
+    ],
+)
+def test_help_says_what_a_command_does_with_an_example_on_a_line_of_its_own(
+    command: CommandLine, module: str, first: str, example: str
+) -> None:
+    ended = command("--help", module=module)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(first)
+    assert f"\n    {example}" in ended.stdout
+    assert ("README.md" in ended.stdout) == (module in ("src.train", "src.advise", "src.certify"))
+
+
+@pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_an_interrupted_run_is_killed_and_keeps_what_it_had(
