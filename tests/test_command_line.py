@@ -140,6 +140,20 @@ def test_help_config_and_typos_are_answered_without_torch_or_mlflow(question: li
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_reference_has_every_number_of_a_run(command: CommandLine, tmp_path: Path) -> None:
+    options = ("trainer.noise_scale=true", "trainer.step_size=1", "track.offline=true")
+    ended = command("trainer.max_epochs=12", *options)
+    assert ended.returncode == 0, ended.stderr
+    journal = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = {json.loads(line)["key"] for line in journal}
+    assert "train/noise_scale" in logged
+
+    told = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "reference.md").read_text()))
+
+    assert {name for name in logged if not name.startswith("system/")} <= told
+    assert summary(tmp_path).keys() <= told
+
+
 @pytest.mark.parametrize(
     ("module", "first", "example"),
     [
