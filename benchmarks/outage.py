@@ -4,7 +4,8 @@
 
 The same training, tracked by a real MLflow server, which is well, or is killed and restarted three
 times, or accepts and never answers from the run's first quarter to its end. The three take turns
-for some rounds. Afterwards what is left is delivered, and the points are counted.
+for some rounds. Afterwards what is left is delivered, and the logged numbers are counted, those of
+all rounds together.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def told(server: MlflowServer, trouble: str, seconds: float, epochs: int, folder
 
 def table(found: dict[str, list[Told]]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
-    head = ["server", "training / well", "training, s", "end of tracking, s", "points", "missing"]
+    head = ["server", "training / well", "training, s", "end of tracking, s", "numbers", "missing"]
     yield line(head)
     yield line(["---", *["---:"] * (len(head) - 1)])
     undisturbed = [each.training for each in found["well"]]
@@ -133,9 +134,13 @@ def table(found: dict[str, list[Told]]) -> Iterator[str]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.outage",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--epochs", type=int, default=2000, help="the length of a run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each of the three")
     given = parser.parse_args()
     torch.set_num_threads(1)  # the server that starts again on this machine has a core of its own
     found: dict[str, list[Told]] = {trouble: [] for trouble in TROUBLES}

@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --out docs/scaling.png
 
 Seconds against the samples trained on, the model's parameters, step_size at equal samples, and the
-points that are logged. The sizes of one question take turns, in an order that rotates from round to
-round. Through each round's seconds goes a straight line on logarithmic axes; its slope is the
+numbers that are logged. The sizes of one question take turns, in an order that rotates from round
+to round. Through each round's seconds goes a straight line on logarithmic axes; its slope is the
 exponent: 1 = twice as much takes twice as long, 0 = it costs nothing.
 """
 
@@ -194,9 +194,9 @@ def questions(quick: bool) -> list[Question]:
             by_step_size,
             is_per_one=False,
         ),
-        Question("journal", "points in the run's journal", points, journalled),
-        Question("tracker's calls", "points shown to the tracker", few, calls),
-        Question("until MLflow has them", "points delivered to SQLite", few, delivered),
+        Question("journal", "numbers in the run's journal", points, journalled),
+        Question("tracker's calls", "numbers shown to the tracker", few, calls),
+        Question("until MLflow has them", "numbers delivered to SQLite", few, delivered),
     ]
 
 
@@ -260,7 +260,7 @@ def draw(answers: Sequence[Answer], caption: str, out: Path) -> None:
         _scale(axes, answer.question.what)
     for answer, colour in zip(answers[3:], (FRONT, KNEE, INK), strict=True):
         _plot(panels[3], answer, colour, f"{answer.question.name}: {exponent(answer)}")
-    _scale(panels[3], "points logged")
+    _scale(panels[3], "numbers logged")
     figure.savefig(out, format="png", dpi=100)
 
 
@@ -313,7 +313,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="times that each size is measured")
     add("--threads", type=int, default=1, help="of one operation")
-    add("--quick", action="store_true", help="2 rounds, smaller sizes, at most 10,000 points")
+    add("--quick", action="store_true", help="2 rounds, smaller sizes, at most 10,000 numbers")
     add("--out", type=Path, default=None, help="draw the picture here")
     options = parser.parse_args(arguments)
     if options.quick:

@@ -84,9 +84,13 @@ def together(balances: bool, samples: int) -> Result:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.shares",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--samples", type=int, default=10_000, help="in each training")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="times that all is measured")
     given = parser.parse_args()
     print("| round | alone, samples/s | even shares | of the limit | auto shares | of the limit |")
     print("| ---: | --- | --- | ---: | --- | ---: |")

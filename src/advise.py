@@ -3,13 +3,13 @@
     python -m src.advise experiment=pydocs_gpt device.name=cuda
     python -m src.advise run=last
 
-It takes the config and the overrides of ``src.train``, trains for seconds to a few minutes, by the
-model's size and what is ``auto``, keeps none of it, and says what to expect of each step_size and
-why. The picture and the table are kept under ``mlruns/advice`` (or where ``hydra.run.dir=`` says)
-and in MLflow.
+It takes the config and the overrides of src.train, trains for seconds to a few minutes, by the
+model's size and what is auto, keeps none of it, and says what to expect of each step_size and why.
+The picture and the table are kept under mlruns/advice (or where hydra.run.dir= says) and in MLflow.
 
-Of a run that has ended, with ``trainer.noise_scale=true``, it says how the noise scale grew, and
-the schedule of step_size that a next run may follow.
+run= takes a run's folder, or last: the run begun or resumed last. Of a run that has ended, trained
+with trainer.noise_scale=true and one step_size from start to end (and not with track=none), it says
+how the noise scale grew, and the schedule of step_size that a next run may follow.
 """
 
 import sys
@@ -31,12 +31,16 @@ from src.resume import run_folder
 from src.secrecy import MULTIRUN
 from src.tell import OF_NOW, ROOT
 from src.train import TRUSTED_TARGETS
+from src.usage import with_own_help
 
 if TYPE_CHECKING:
     from cadence.advice import Advice
     from cadence.journal import Point
     from cadence.probe import Probe
     from cadence.schema import Config
+
+
+USAGE = "usage: python -m src.advise [overrides], or run=<run folder, or last>"
 
 
 @hydra.main(
@@ -217,6 +221,7 @@ def _points(folder: Path) -> "list[Point]":
 def main() -> None:
     """Run the command line."""
     with command_line():
+        sys.argv[1:] = with_own_help(sys.argv[1:], f"{__doc__}\n{USAGE}\n")
         runs = [word.removeprefix("run=") for word in sys.argv[1:] if word.startswith("run=")]
         if runs and len(sys.argv) > 2:
             raise configs.ConfigError(

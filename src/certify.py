@@ -2,7 +2,7 @@
 
     python -m src.certify experiment=digits_cnn trainer.step_size=16
 
-It takes the config and the overrides of ``src.train``, trains nothing and leaves nothing behind.
+It takes the config and the overrides of src.train, trains nothing and leaves nothing behind.
 """
 
 import sys
@@ -19,6 +19,9 @@ from src.overrides import with_one_schedule
 from src.secrecy import MULTIRUN
 from src.tell import ROOT
 from src.train import TRUSTED_TARGETS
+from src.usage import with_own_help
+
+USAGE = "usage: python -m src.certify [overrides]"
 
 
 @hydra.main(
@@ -60,6 +63,7 @@ def _certify(cfg: DictConfig) -> bool:
 def main() -> None:
     """Run the command line; the exit code is 0 if the certificate is passed, else 1."""
     with command_line():
+        sys.argv[1:] = with_own_help(sys.argv[1:], f"{__doc__}\n{USAGE}\n")
         if MULTIRUN & set(sys.argv):
             raise configs.ConfigError(
                 "--multirun: a certificate is of one run; try python -m src.certify once for each"

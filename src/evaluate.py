@@ -3,7 +3,8 @@
     python -m src.evaluate run=mlruns/runs/2026-11-22/16-27-19-882000
     python -m src.evaluate run=last device=cuda
 
-Further overrides win over those that the run began with.
+run= takes a run's folder, or last: the run begun or resumed last. Further overrides win over those
+that the run began with.
 """
 
 import logging
@@ -20,6 +21,7 @@ from src.overrides import with_one_schedule
 from src.resume import began_with, run_folder
 from src.tell import ROOT
 from src.train import TRUSTED_TARGETS
+from src.usage import HELP
 
 USAGE = "usage: python -m src.evaluate run=<run folder, or last> [overrides]"
 
@@ -51,7 +53,7 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
     given = sys.argv[1:]
-    if {"-h", "--help"} & {*given}:
+    if HELP & {*given}:
         print(f"{__doc__}\n{USAGE}")
         return
     runs = [argument.removeprefix("run=") for argument in given if argument.startswith("run=")]

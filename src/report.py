@@ -1,6 +1,8 @@
 """Draw a sweep's report again, from its study alone.
 
-python -m src.report step_size_digits_mlp
+    python -m src.report step_size_digits_mlp
+
+It writes report.md, its pictures and trials.csv anew.
 """
 
 import argparse
@@ -12,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
-    parser = argparse.ArgumentParser(prog="python -m src.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("study", help="the study's name: its folder in sweeps/")
     parser.add_argument("--folder", type=Path, help="where to write; default sweeps/STUDY")
     parser.add_argument("--storage", help="the study's database; default FOLDER/study.db")

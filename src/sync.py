@@ -1,6 +1,6 @@
 """Deliver to MLflow what a run's folder holds and MLflow has not: all of it, or what is left.
 
-python -m src.sync mlruns/runs/2026-11-22/16-03-11-000000
+    python -m src.sync mlruns/runs/2026-11-22/16-03-11-000000
 
 For runs with track.offline=true, and for those whose server was away or whose process died. It can
 be repeated: what MLflow has is not delivered again.
@@ -13,7 +13,11 @@ from pathlib import Path
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
-    parser = argparse.ArgumentParser(prog="python -m src.sync", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m src.sync",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, nargs="+", help="a run's folder")
     parser.add_argument("--uri", help="MLflow's tracking URI; default the run's own track.uri")
     given = parser.parse_args()

@@ -82,7 +82,7 @@ def test_overhead_prints_its_difference() -> None:
 def test_settings_prints_its_table() -> None:
     lines = printed("settings", "--quick", "--only", "fused").splitlines()
 
-    assert lines[0] == "| setting | on | speed with over without |"
+    assert lines[0] == "| setting | on | speed with over without | first turn with, s |"
     assert [line.split(" | ")[:2] for line in lines[2:4]] == [
         ["| fused", "digits MLP, step_size 1"],
         ["| fused", "digits MLP, step_size 16"],

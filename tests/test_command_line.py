@@ -140,6 +140,43 @@ def test_help_config_and_typos_are_answered_without_torch_or_mlflow(question: li
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_reference_has_every_number_of_a_run(command: CommandLine, tmp_path: Path) -> None:
+    options = ("trainer.noise_scale=true", "trainer.step_size=1", "track.offline=true")
+    ended = command("trainer.max_epochs=12", *options)
+    assert ended.returncode == 0, ended.stderr
+    journal = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    logged = {json.loads(line)["key"] for line in journal}
+    assert "train/noise_scale" in logged
+
+    told = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "reference.md").read_text()))
+
+    assert {name for name in logged if not name.startswith("system/")} <= told
+    assert summary(tmp_path).keys() <= told
+
+
+@pytest.mark.parametrize(
+    ("module", "first", "example"),
+    [
+        ("src.train", "Train a PyTorch model: ", "python -m src.train --multirun sweep=step_size"),
+        ("src.train", "Train a PyTorch model: ", "python -m src.train resume=last"),
+        ("src.advise", "Advise which step_size ", "python -m src.advise run=last"),
+        ("src.certify", "Certify that the gradient ", "python -m src.certify experiment="),
+        ("src.evaluate", "Tell what a run's best model ", "python -m src.evaluate run=last"),
+        ("src.report", "usage: python -m src.report ", "python -m src.report step_size_digits_mlp"),
+        ("src.sync", "usage: python -m src.sync ", "python -m src.sync mlruns/runs/"),
+    ],
+)
+def test_help_says_what_a_command_does_with_an_example_on_a_line_of_its_own(
+    command: CommandLine, module: str, first: str, example: str
+) -> None:
+    ended = command("--help", module=module)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(first)
+    assert f"\n    {example}" in ended.stdout
+    assert ("README.md" in ended.stdout) == (module in ("src.train", "src.advise", "src.certify"))
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )

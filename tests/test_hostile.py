@@ -179,7 +179,7 @@ def test_a_damaged_line_among_a_runs_points_is_named_and_once_out_costs_nothing_
     ]
 
     reason = (
-        f"{file}: a line is no point of a run: b'\\x00\\x00\\x00\\n'; take it out, the others "
+        f"{file}: a line holds no number of a run: b'\\x00\\x00\\x00\\n'; take it out, the others "
         "stand\n"
     )
     assert [ended.returncode for ended in ends] == [1, 1, 1]

@@ -55,11 +55,11 @@ def test_a_damaged_line_is_named_and_not_passed_over(tmp_path: Path, damaged: by
     file = tmp_path / FILE
     file.write_bytes(file.read_bytes() + damaged)
 
-    with pytest.raises(ValueError, match="is no point of a run") as error:
+    with pytest.raises(ValueError, match="holds no number of a run") as error:
         held(tmp_path)
 
     assert str(error.value) == (
-        f"{file}: a line is no point of a run: {damaged!r}; take it out, the others stand"
+        f"{file}: a line holds no number of a run: {damaged!r}; take it out, the others stand"
     )
 
 

@@ -472,7 +472,7 @@ def test_a_noisy_machine_is_warned_of() -> None:
     assert warnings_of_noise(noisy) == [
         "the two fastest cannot be told apart: step_size 8 with 1,100 (900 to 1,300) samples/s, "
         "step_size 4 with 1,000 (800 to 1,150) samples/s; leave the machine to the sweep alone, "
-        "or ask for replicates (sweep.repeats=3)"
+        "or ask for repeats (sweep.repeats=3)"
     ]
 
 
@@ -481,7 +481,7 @@ def test_losses_that_replicates_leave_open_are_warned_of() -> None:
 
     assert warnings_of_noise(found) == [
         "the two lowest losses cannot be told apart: step_size 1 with 0.5000 (0.4500 to 0.5500), "
-        "step_size 2 with 0.5200 (0.4900 to 0.5600); ask for more replicates (sweep.repeats)"
+        "step_size 2 with 0.5200 (0.4900 to 0.5600); ask for more repeats (sweep.repeats)"
     ]
     assert warnings_of_noise([result(1, 0.5, 100), result(2, 0.5, 100)]) == []  # equal, no noise
 
@@ -637,7 +637,7 @@ WHOLE_REPORT = r"""# Sweep digits
 
 **step_size 2: 1.9x the throughput of 1 at +2.0 % loss**
 
-> Warning: the two fastest cannot be told apart: step_size 4 with 2,500 (2,375 to 2,600) samples/s, step_size 8 with 2,400 (2,280 to 2,496) samples/s; leave the machine to the sweep alone, or ask for replicates (sweep.repeats=3)
+> Warning: the two fastest cannot be told apart: step_size 4 with 2,500 (2,375 to 2,600) samples/s, step_size 8 with 2,400 (2,280 to 2,496) samples/s; leave the machine to the sweep alone, or ask for repeats (sweep.repeats=3)
 
 step_size is the number of mini-batches per update. To train with this answer, give `trainer.step_size=2 scaling=sqrt` and whatever else the sweep was given.
 
@@ -919,7 +919,7 @@ def test_time_is_equal_where_nothing_else_ends_a_trial(
         ),
         ({"scaling.name": "none"}, "none"),  # lr is searched
         ({"scaling.name": "linear", "scaling.reference": 32.0}, "linear from 32 items per update"),
-        ({"scaling.name": "sqrt"}, "sqrt from the effective batch at step_size 2"),
+        ({"scaling.name": "sqrt"}, "sqrt from 2 mini-batches per update, all processes together"),
     ],
 )
 def test_the_scaling_of_lr_is_told(fixed: dict[str, Any], said: str) -> None:
@@ -935,7 +935,7 @@ def test_replicates_have_seeds_of_their_own() -> None:
     repeated = read(study_of(trial(1, replicate=0), trial(1, replicate=2), **question))
 
     assert alone.conditions() == {"seed": "7"}
-    assert repeated.conditions() == {"seed": "7 to 9, by replicate"}
+    assert repeated.conditions() == {"seed": "7 to 9, by repeat"}
 
 
 @pytest.mark.parametrize(

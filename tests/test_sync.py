@@ -215,7 +215,7 @@ def test_an_offline_run_is_delivered_later_as_if_it_had_been_online(
     summary = json.loads((folder / "summary.json").read_text())
     run_id, points = summary["mlflow_run_id"], in_the_folder(folder)
     assert said == (
-        f"{folder}: delivered {len(points)} points and that it is FINISHED to run {run_id} at "
+        f"{folder}: delivered {len(points)} numbers and that it is FINISHED to run {run_id} at "
         f"{server.uri}\n"
     )
     assert in_mlflow(server.uri, run_id) == points

@@ -67,13 +67,40 @@ def run(project: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_readmes_model_data_set_and_objective_train(project: Path) -> None:
-    ended = run(project, "model=residual", "data=spirals")
+    lines = re.findall(r"^    PYTHONPATH=elsewhere python -m src\.train (.*)$", readme(), re.M)
+    assert ["my_project.objectives.Ranking" in line for line in lines] == [False, True]
+
+    for line in lines:
+        ended = run(project, *line.split())
+
+        assert ended.returncode == 0, ended.stderr
+        assert "model   residual, " in ended.stdout
+        summary = json.loads((project / "run" / "summary.json").read_text())
+        assert summary["status"] == "FINISHED"
+        assert summary["val_loss"] < 1.0
+        assert 0.5 < summary["val_accuracy"] <= 1.0
+    assert summary["items"] > summary["samples"]  # pairs
+
+
+def test_the_readmes_objective_keeps_its_mini_batches_whole(project: Path) -> None:
+    own = "data.objective._target_=my_project.objectives.Ranking"
+
+    ended = run(project, "model=residual", "data=spirals", own, "trainer.microbatch_size=8")
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        "error: trainer.microbatch_size=8: Ranking couples the samples of a mini-batch"
+    )
+
+
+def test_another_optimizer_is_a_file_in_conf(project: Path) -> None:
+    (project / "conf" / "optimizer" / "nadam.yaml").write_text(
+        "_target_: torch.optim.NAdam\nlr: 0.002\nbetas: [0.9, 0.999]\n"
+    )
+
+    ended = run(project, "optimizer=nadam", "scaling=sqrt", "trainer.step_size=8")
 
     assert ended.returncode == 0, ended.stderr
-    assert "model   residual, " in ended.stdout
-    summary = json.loads((project / "run" / "summary.json").read_text())
-    assert summary["status"] == "FINISHED"
-    assert summary["val_loss"] < 1.0
 
 
 SPARSE = """

@@ -195,5 +195,5 @@ def _parsed(line: bytes, file: Path) -> Point:
         return Point(told["key"], float(told["value"]), told["step"], told["timestamp"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file}: a line is no point of a run: {line[:60]!r}; take it out, the others stand"
+            f"{file}: a line holds no number of a run: {line[:60]!r}; take it out, the others stand"
         ) from error

@@ -162,13 +162,13 @@ def warnings_of_noise(results: Sequence[Result]) -> list[str]:
         one, other = (f"{result.name} with {result.throughput} samples/s" for result in fastest)
         warnings.append(
             f"the two fastest cannot be told apart: {one}, {other}; leave the machine to the sweep "
-            "alone, or ask for replicates (sweep.repeats=3)"
+            "alone, or ask for repeats (sweep.repeats=3)"
         )
     lowest = _bests(results, lambda result: result.val_loss.value)[:2]
     if len(lowest) == 2 and _is_blurred(lowest[0].val_loss, lowest[1].val_loss):
         one, other = (f"{result.name} with {result.val_loss}" for result in lowest)
         warnings.append(
-            f"the two lowest losses cannot be told apart: {one}, {other}; ask for more replicates "
+            f"the two lowest losses cannot be told apart: {one}, {other}; ask for more repeats "
             "(sweep.repeats)"
         )
     return warnings

@@ -125,14 +125,14 @@ class Ledger:
             conditions["lr scaling"] = "none" + is_same * " (the same lr at every effective batch)"
         elif rule is not None:
             reference = self.fixed.get("scaling.reference")
-            start = "the effective batch at step_size 2"
+            start = "2 mini-batches per update, all processes together"
             start = start if reference is None else f"{reference:g} items per update"
             conditions["lr scaling"] = f"{rule} from {start}"
         named = [key for key in CONDITIONS if self.fixed.get(key) is not None]
         conditions |= {key: str(self.fixed[key]) for key in named}
         replicates = {trial.user_attrs.get("replicate", 0) for trial in self.compared()}
         if "seed" in conditions and max(replicates, default=0) > 0:
-            conditions["seed"] += f" to {self.fixed['seed'] + max(replicates)}, by replicate"
+            conditions["seed"] += f" to {self.fixed['seed'] + max(replicates)}, by repeat"
         return conditions
 
     def csv(self) -> str:

@@ -87,7 +87,9 @@ class DataConfig:
 
     _target_: str = MISSING
     batch_size: int = setting("samples per mini-batch", at_least=1)
-    workers: int = setting("loading processes; data in memory needs none", at_least=0)
+    workers: int = setting(
+        "loading processes; not used for data in memory (all of cadence's own)", at_least=0
+    )
     objective: dict[str, Any] = field(default_factory=dict)
 
 
@@ -213,7 +215,9 @@ class ScalingConfig:
 
     name: str = setting("rule", choices=("none", "sqrt", "linear"))
     reference: float | None = setting(
-        "items per update for which optimizer.lr was chosen", above=0, null="those at step_size 2"
+        "items per update for which optimizer.lr was chosen",
+        above=0,
+        null="those of 2 mini-batches, all processes together",
     )
 
 
@@ -225,7 +229,7 @@ class TrackConfig:
     uri: str = setting("MLflow tracking URI")
     experiment: str = setting("MLflow experiment")
     every: int | None = setting(
-        "samples between logged points of train/*",
+        "samples between two logged numbers of each train/*",
         at_least=1,
         null="a hundredth of the run, or a tenth of an epoch where only time ends it",
     )

@@ -67,7 +67,7 @@ def delivered(folder: Path, uri: str | None) -> str:
                 f"{error}; what it took is noted: the same command goes on, and without "
                 f"{DELIVERED} it begins anew"
             ) from error
-    news = f"{points:,} points and that it is {manifest.status}"
+    news = f"{points:,} numbers and that it is {manifest.status}"
     return f"delivered {news} to run {delivery.run_id} at {redacted(uri)}"
 
 

@@ -83,7 +83,7 @@ class Tracker:
         params: The flattened config.
         tags: What else to say of the run, by name.
         texts: Files to keep with the run, by name.
-        every: Samples between logged points of ``train/*``, at least 1; the first and the last
+        every: Samples between logged numbers of ``train/*``, at least 1; the first and the last
             window are always among them.
         run_id: A run that is there already, which is taken over; None = make one.
         parent: The run that a new one is a child of. A folder: a multirun's, whose run is found or
