@@ -65,7 +65,9 @@ def test_two_step_sizes_are_compared_in_the_ui_by_name_and_params(
 def test_the_loss_curves_of_two_step_sizes_lie_over_each_other_in_one_chart(
     address: str, browser: WebDriver, tmp_path: Path
 ) -> None:
-    browser.get(f"{address}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART")
+    browser.get(
+        f"{address}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    )
     wait = WebDriverWait(browser, 60)
     search = wait.until(
         lambda page: page.find_element(By.XPATH, "//input[@placeholder='Search metric charts']")
