@@ -93,6 +93,7 @@ def test_the_readmes_objective_keeps_its_mini_batches_whole(project: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_another_optimizer_is_a_file_in_conf(project: Path) -> None:
     (project / "conf" / "optimizer" / "nadam.yaml").write_text(
         "_target_: torch.optim.NAdam\nlr: 0.002\nbetas: [0.9, 0.999]\n"
@@ -279,13 +280,17 @@ COMMANDS = re.findall(r"^    (python -m src\.train(?!.* resume=).*)$", readme(),
 """But for ``resume=``, which needs a run to go on with: see test_resume.py."""
 
 
-LONG = [
-    pytest.param(line, marks=pytest.mark.slow) if "--multirun" in line or "ddp" in line else line
-    for line in COMMANDS
-]
+LONG = ("--multirun", "ddp", "experiment=", "{0: 2", "auto", "noise_scale")
+"""Parts of the commands that `make test` leaves to `make test-slow`."""
 
 
-@pytest.mark.parametrize("line", LONG)
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(line, marks=pytest.mark.slow) if any(part in line for part in LONG) else line
+        for line in COMMANDS
+    ],
+)
 def test_the_readmes_commands_run(tmp_path: Path, line: str) -> None:
     arrays = {"inputs": np.zeros((40, 3), np.float32), "targets": np.arange(40) % 2}
     np.savez(tmp_path / "measured.npz", **arrays)
