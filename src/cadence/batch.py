@@ -78,7 +78,8 @@ class Gathered(Sequence[Batch]):
         """Return the samples in batches of ``size``, without a copy; the last may hold fewer."""
         if size >= self.samples:
             return [self.whole]
-        return [_part(self.whole, start, start + size) for start in range(0, self.samples, size)]
+        columns = [torch.split(part, size) for part in tensors(self.whole)]
+        return [_rebuilt(self.whole, parts) for parts in zip(*columns, strict=True)]
 
     def __len__(self) -> int:
         """Return the number of mini-batches."""
@@ -101,7 +102,9 @@ def samples_in(window: Sequence[Batch]) -> int:
 def elements_per_sample(window: Sequence[Batch]) -> int:
     """Return the numbers in the largest of a window's samples, all tensors together."""
     batches = (window.whole,) if isinstance(window, Gathered) else window
-    return max(sum(part[:1].numel() for part in tensors(batch)) for batch in batches)
+    return max(
+        sum(part.numel() // max(1, part.shape[0]) for part in tensors(batch)) for batch in batches
+    )
 
 
 def first_samples(minibatches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
@@ -174,6 +177,8 @@ def mapped(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
 def _rebuilt(like: Batch, parts: Sequence[Tensor]) -> Batch:
     if isinstance(like, Tensor):
         return parts[0]
+    if type(like) is tuple:  # most are, and asking an ABC takes longer
+        return tuple(parts)
     if isinstance(like, Mapping):
         return dict(zip(like, parts, strict=True))
     if hasattr(like, "_fields"):  # a named tuple takes its values one by one

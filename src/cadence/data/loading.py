@@ -104,9 +104,9 @@ class InMemoryLoader(DataLoader[Samples]):
         """
         batch_size = self._order.batch_size
         first, last, _ = own.indices(step_size)
-        mine = slice(first * batch_size, last * batch_size)
+        mine, is_all = slice(first * batch_size, last * batch_size), last - first == step_size
         for indices in self._order.tensors(step_size, skip=skip, samples=samples):
-            found = indices[mine]
+            found = indices if is_all else indices[mine]
             yield Gathered(self._gathered(found), batch_size) if len(found) else ()
 
     def _gathered(self, indices: Int[Tensor, " samples"]) -> Samples:
