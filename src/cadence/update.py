@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.linalg import vector_norm
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
@@ -229,8 +230,8 @@ def total_norm(gradients: list[Tensor]) -> float:
     """
     if not gradients:
         return 0.0
-    norms = torch._foreach_norm([wide(dense(gradient)) for gradient in gradients])
-    if gradients[0].device.type == "cpu":
-        return math.hypot(*[norm.item() for norm in norms])
+    if gradients[0].device.type == "cpu":  # where torch has no joint kernel, and reading is free
+        return math.hypot(*[vector_norm(wide(dense(each))).item() for each in gradients])
+    norms = torch._foreach_norm([wide(dense(each)) for each in gradients])
     device = norms[0].device
     return math.hypot(*torch.stack([norm.to(device) for norm in norms]).tolist())
