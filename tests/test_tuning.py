@@ -155,6 +155,22 @@ def test_threads_are_chosen_from_all_down_to_one(cheapest: int, expected: int) -
     assert {setting.threads for setting in used} == {4, 2, 1}
 
 
+@pytest.mark.parametrize(("four", "expected"), [(0.99, 1), (0.95, 4)])
+def test_of_threads_that_are_as_fast_the_fewest_are_chosen(four: float, expected: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        used = tuned(
+            Tuner(None, "auto", MemoryLimit()),
+            [window(4)] * 200,
+            lambda setting: four if setting.threads == 4 else 1.0,
+        )
+    finally:
+        torch.set_num_threads(before)
+
+    assert used[-1].threads == expected
+
+
 def test_auto_trains_what_null_trains_and_says_what_it_tried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

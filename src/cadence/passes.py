@@ -28,7 +28,7 @@ class Passes:
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest that fits, found while training.
         threads: Threads of an operation on the CPU, at least 1; None = as torch has it; ``auto`` =
-            the fastest number up to that.
+            the fewest up to that which are as fast as any.
         allow_batch_coupling: Whether mini-batches may be split and joined even where that changes
             what is trained; see `cadence.coupling`.
         autocast: As in `cadence.accumulate`.

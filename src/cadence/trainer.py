@@ -50,7 +50,7 @@ class Trainer:
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest, measured while training, so two runs may differ by rounding.
         threads: Threads of an operation on the CPU while training, at least 1; None = as torch has
-            it; ``auto`` = the fastest number up to that, measured while training.
+            it; ``auto`` = the fewest up to that which are as fast as any, measured while training.
         allow_batch_coupling: Whether micro-batches may split and join mini-batches even where that
             changes what is trained, as with BatchNorm.
         precision: ``fp32`` (the parameters' own dtype), or autocast in ``bf16`` or ``fp16``.

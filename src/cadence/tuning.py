@@ -34,8 +34,7 @@ ROUNDS = 5
 """Last rounds, in which the candidates take turns with what there was before."""
 
 GAIN = 0.03
-"""The share of a window's time that a change must save."""
-
+"""The share of a window's time that a change must save, and that fewer threads may cost."""
 
 TURN_SECONDS = 0.003
 """The least time that a candidate is measured for in its turn: a small window alone is noise."""
@@ -66,7 +65,7 @@ class Tuner:
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest that fits.
         threads: Threads of an operation on the CPU, at least 1; None = as torch has it; ``auto`` =
-            the fastest number up to that.
+            the fewest up to that which are as fast as any.
         limit: What fits into memory.
     """
 
@@ -146,11 +145,16 @@ class Tuner:
                 [best._replace(microbatch_size=size) for size in sizes if self._fits(window, size)]
                 for sizes in _sizes(window, best.microbatch_size)
             ]
-            best = yield from _fastest(best, ladders, settle=0)
+            seconds = yield from _compared(best, ladders, settle=0)
+            fastest = min(seconds, key=seconds.__getitem__)
+            best = fastest if seconds[fastest] < 1 - GAIN else best
         if self._tunes_threads:
             fewer = [best._replace(threads=count) for count in _halves(best.threads)]
             # Threads that were just started or let go disturb the window they are used in.
-            best = yield from _fastest(best, [fewer], settle=1)
+            seconds = yield from _compared(best, [fewer], settle=1)
+            # Fewer that are as fast: who else needs a core slows them down less.
+            fast = [each for each in seconds if seconds[each] < (1 + GAIN) * min(seconds.values())]
+            best = min(fast, key=lambda each: each.threads)
         return best
 
     def _fits(self, window: Sequence[Batch], size: int) -> bool:
@@ -182,8 +186,14 @@ class _Trial:
         return None
 
 
-def _fastest(base: Setting, ladders: Iterable[Sequence[Setting]], settle: int) -> Search:
-    """Climb each ladder from the base while that pays, then let the best take turns."""
+def _compared(
+    base: Setting, ladders: Iterable[Sequence[Setting]], settle: int
+) -> Generator[Setting, float, dict[Setting, float]]:
+    """Climb each ladder from the base while that pays, then let the best take turns.
+
+    Returns:
+        The time that each of the best takes, in times of the base's, which is among them.
+    """
     ratios = {base: 1.0}
     for ladder in ladders:
         best, slow_in_a_row = 1.0, 0
@@ -199,12 +209,10 @@ def _fastest(base: Setting, ladders: Iterable[Sequence[Setting]], settle: int) -
     limit = NEAR * min([1.0, *ratios.values()])
     last = [candidate for candidate, ratio in ratios.items() if ratio < limit]
     rounds = yield from _rounds(base, last, ROUNDS, settle)
-    scores = {
-        each: median(map(lambda one, other: one / other, rounds[each], rounds[base]))
-        for each in last
-    }
-    fastest = min(scores, key=scores.__getitem__, default=base)
-    return fastest if scores.get(fastest, 1.0) < 1 - GAIN else base
+    compared = {base: 1.0}
+    for each in last:
+        compared[each] = median(map(lambda one, other: one / other, rounds[each], rounds[base]))
+    return compared
 
 
 def _rounds(
