@@ -89,7 +89,7 @@ def test_a_full_disk_ends_a_run_with_a_remedy_and_leaves_the_last_checkpoint_rea
 
     assert ended.returncode == 1
     *warnings, error = ended.stderr.splitlines()
-    assert all(" WARNING: " in warning for warning in warnings)  # of what MLflow is yet to be told
+    assert all(" WARNING: " in warning for warning in warnings), ended.stderr
     assert error.startswith("error: ")
     assert "No space left on device" in error
     assert REMEDY in error
