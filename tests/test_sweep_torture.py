@@ -75,9 +75,9 @@ def kill_at_a_random_moment(
     because on a fast one it has ended.
     """
     moment = chance.choice(MOMENTS)
-    wanted = len(list(folder.glob(f"trials/*/{moment}"))) + 1
+    before = list(folder.glob(f"trials/*/{moment}"))
     give_up = time.monotonic() + (chance.uniform(0, 6) if moment == BEGUN else 120)
-    while time.monotonic() < give_up and len(list(folder.glob(f"trials/*/{moment}"))) < wanted:
+    while time.monotonic() < give_up and len([*folder.glob(f"trials/*/{moment}")]) == len(before):
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.1))
     sweep.kill()

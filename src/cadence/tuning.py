@@ -145,15 +145,15 @@ class Tuner:
                 [best._replace(microbatch_size=size) for size in sizes if self._fits(window, size)]
                 for sizes in _sizes(window, best.microbatch_size)
             ]
-            seconds = yield from _compared(best, ladders, settle=0)
-            fastest = min(seconds, key=seconds.__getitem__)
-            best = fastest if seconds[fastest] < 1 - GAIN else best
+            ratios = yield from _compared(best, ladders, settle=0)
+            fastest = min(ratios, key=ratios.__getitem__)
+            best = fastest if ratios[fastest] < 1 - GAIN else best
         if self._tunes_threads:
             fewer = [best._replace(threads=count) for count in _halves(best.threads)]
             # Threads that were just started or let go disturb the window they are used in.
-            seconds = yield from _compared(best, [fewer], settle=1)
+            ratios = yield from _compared(best, [fewer], settle=1)
             # Fewer that are as fast: who else needs a core slows them down less.
-            fast = [each for each in seconds if seconds[each] < (1 + GAIN) * min(seconds.values())]
+            fast = [each for each in ratios if ratios[each] < (1 + GAIN) * min(ratios.values())]
             best = min(fast, key=lambda each: each.threads)
         return best
 

@@ -136,7 +136,7 @@ class Update:
         loss, grad_norm = accumulated.total_loss.item() / accumulated.items, total_norm(gradients)
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
         if applied:
-            self._step(grad_norm)
+            self._step(parameters, grad_norm)
         if self._scaler is not None:
             self._scaler.update()
         _zero(parameters)
@@ -155,9 +155,8 @@ class Update:
             group["lr"] = base * factor
         return float(groups[0]["lr"])
 
-    def _step(self, grad_norm: float) -> None:
+    def _step(self, parameters: list[nn.Parameter], grad_norm: float) -> None:
         if self._clip_norm is not None:
-            parameters = self.parameters
             has_float64 = all(parameter.device.type != "mps" for parameter in parameters)
             norm = torch.tensor(grad_norm, dtype=torch.float64 if has_float64 else torch.float32)
             clip_grads_with_norm_(parameters, self._clip_norm, norm)
