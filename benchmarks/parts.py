@@ -20,7 +20,10 @@ import torch
 
 from benchmarks.figures import conditions, line, progress, said
 from benchmarks.jobs import digits_mlp
-from cadence import Trainer, accumulation, direct, update
+from cadence import Trainer
+from cadence import accumulation
+from cadence import direct
+from cadence import update
 from cadence.allocator import keep_memory
 from cadence.data import TensorData, loader
 from cadence.data.loading import InMemoryLoader

@@ -35,7 +35,8 @@ from mlflow.utils.validation import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from cadence import address, database
+from cadence import address
+from cadence import database
 from cadence.clock import Clock
 from cadence.delivery import Courier, Delivery, DeliveryError
 from cadence.journal import Journal, Point
