@@ -44,9 +44,9 @@ from benchmarks.figures import conditions, line, progress, said, spread
 from benchmarks.jobs import JOBS, Job
 from benchmarks.memory import minibatches
 from cadence import Trainer
-from cadence.allocator import keep_memory
 from cadence.distributed import joined
 from cadence.pareto import FRONT, INK, KNEE, PALE
+from cadence.system.malloc import keep_memory
 from cadence.throughput import Model, Round, Turn, median_turns, simple
 
 PROCESSES = 2

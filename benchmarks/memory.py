@@ -36,11 +36,11 @@ from torch.optim import Optimizer
 from benchmarks.figures import conditions, line, progress, said, spread
 from benchmarks.jobs import Job, pydocs_gpt
 from cadence import Trainer, windows
-from cadence.allocator import keep_memory
 from cadence.data import TensorData, loader
 from cadence.measure import MIB, PeakMemory
 from cadence.pareto import FRONT, INK, KNEE, PALE
 from cadence.recovery import is_out_of_memory
+from cadence.system.malloc import keep_memory
 
 P = ParamSpec("P")
 T = TypeVar("T")

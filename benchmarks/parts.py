@@ -20,14 +20,11 @@ import torch
 
 from benchmarks.figures import conditions, line, progress, said
 from benchmarks.jobs import digits_mlp
-from cadence import Trainer
-from cadence import accumulation
-from cadence import direct
-from cadence import update
-from cadence.allocator import keep_memory
+from cadence import Trainer, accumulation, direct, update
 from cadence.data import TensorData, loader
 from cadence.data.loading import InMemoryLoader
 from cadence.objectives import Classification
+from cadence.system.malloc import keep_memory
 
 PARTS: dict[str, tuple[Any, str]] = {
     "forward and loss": (Classification, "total_loss"),

@@ -23,8 +23,8 @@ from benchmarks.figures import conditions, line, progress, said
 from benchmarks.jobs import JOBS, Job
 from benchmarks.memory import minibatches
 from cadence import Trainer
-from cadence.allocator import keep_memory
 from cadence.probe import STEP_SIZES, Turns
+from cadence.system.malloc import keep_memory
 from cadence.throughput import Estimate, Forecast, Model, Round, Turn, forecast, median_turns
 from cadence.tuning import Auto
 

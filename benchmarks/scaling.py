@@ -31,11 +31,11 @@ from benchmarks.figures import Spread, conditions, line, progress, said, spread
 from benchmarks.jobs import digits_mlp
 from benchmarks.memory import minibatches
 from cadence import Trainer
-from cadence.allocator import keep_memory
 from cadence.clock import Clock
 from cadence.journal import Journal, Point
 from cadence.models.mlp import mlp
 from cadence.pareto import FRONT, INK, KNEE, PALE
+from cadence.system.malloc import keep_memory
 from cadence.track import Tracker
 from cadence.update import Outcome
 

@@ -20,9 +20,9 @@ from torch.optim import AdamW
 from benchmarks.figures import Spread, conditions, line, progress, said, spread
 from benchmarks.jobs import Job, digits_cnn, digits_mlp, pydocs_gpt
 from cadence import Trainer
-from cadence.allocator import keep_memory
 from cadence.data import TensorData, loader
 from cadence.device import compile_forward
+from cadence.system.malloc import keep_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ from benchmarks.peers import (
     TrackedCadence,
     silence,
 )
-from cadence.allocator import keep_memory
+from cadence.system.malloc import keep_memory
 
 CHECKED_WINDOWS = 3
 CHECKED_BATCH = 4

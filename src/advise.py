@@ -120,8 +120,8 @@ def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
     """Keep the picture and the table, and return their folder."""
     from cadence.advice import advice_markdown
     from cadence.curve import advice_png
+    from cadence.system.atomic_write import write_whole
     from cadence.throughput import median_turns
-    from cadence.whole import write_whole
 
     chosen = HydraConfig.get().run.dir
     folder = ROOT / "mlruns" / "advice" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"

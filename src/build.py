@@ -55,10 +55,10 @@ def build(
     import torch
 
     from cadence import Trainer
-    from cadence.allocator import keep_memory
     from cadence.data import loader
     from cadence.device import compile_forward, resolved
     from cadence.schedule import named_schedule
+    from cadence.system.malloc import keep_memory
 
     device = resolved(settings.device.name)
     _seed(settings.seed)

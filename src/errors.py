@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from cadence import config as configs
-from cadence.redaction import redacted
+from cadence.system.secrets import redacted
 
 _WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 

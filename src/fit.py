@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from cadence import config as configs
-from cadence.redaction import redacted_tree, with_its_type
+from cadence.system.secrets import redacted_tree, with_its_type
 from src.build import Run
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def fit_and_keep(
         Exception: As `cadence.Trainer.fit`.
     """
     from cadence.checkpoint import FOLDER, Checkpoints
-    from cadence.interruption import Interruption
     from cadence.keeper import Keeper
+    from cadence.system.signals import Interruption
     from cadence.update import DivergedError
 
     if _is_at_its_end(settings, run):

@@ -31,7 +31,7 @@ from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
 from cadence import config as configs
-from cadence.redaction import redacted
+from cadence.system.secrets import redacted
 
 if TYPE_CHECKING:
     from cadence.schema import Config

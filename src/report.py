@@ -25,8 +25,8 @@ def main() -> None:
     given = parser.parse_args()
 
     from cadence.console import open_console, print_report
-    from cadence.redaction import redacted
     from cadence.report import load, write_report
+    from cadence.system.secrets import redacted
 
     folder = given.folder or ROOT / "sweeps" / given.study
     try:

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence.changes import changes
 from cadence.config import ConfigError, quoted
-from cadence.redaction import HIDDEN, redacted
-from cadence.whole import copy_whole, write_whole
+from cadence.system.atomic_write import copy_whole, write_whole
+from cadence.system.secrets import HIDDEN, redacted
 from src.build import WINDOW
 
 if TYPE_CHECKING:

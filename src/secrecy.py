@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cadence.redaction import redacted
+from cadence.system.secrets import redacted
 
 MULTIRUN = {"-m", "--multirun"}
 

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--uri", help="MLflow's tracking URI; default the run's own track.uri")
     given = parser.parse_args()
 
-    from cadence.redaction import redact_logs
+    from cadence.system.secrets import redact_logs
 
     redact_logs()
     whole = [_has_said_what_it_delivered(folder, given.uri) for folder in given.folder]
@@ -31,8 +31,8 @@ def main() -> None:
 
 def _has_said_what_it_delivered(folder: Path, uri: str | None) -> bool:
     from cadence.delivery import DeliveryError
-    from cadence.redaction import in_one_line
     from cadence.sync import delivered
+    from cadence.system.secrets import in_one_line
 
     try:
         print(f"{folder}: {delivered(folder.absolute(), uri)}", flush=True)

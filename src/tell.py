@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
-from cadence.redaction import redacted
+from cadence.system.secrets import redacted
 from cadence.window import StepSizeSchedule
 from src.build import Run, effective_batch
 

@@ -16,9 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cadence import config as configs
-from cadence.liveness import going_on
-from cadence.redaction import redact_files, redact_logs
 from cadence.shares import Plan
+from cadence.system.locks import going_on
+from cadence.system.secrets import redact_files, redact_logs
 from src.build import WINDOW, Run, build, planned_step_sizes
 from src.errors import command_line, errors_in_one_line, logged_with_traceback
 from src.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
@@ -130,7 +130,7 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
 
 def _train_beside(settings: "Config", run: Run, processes: "Processes") -> tuple[float, float]:
     """Train beside process 0, which evaluates, writes and tells."""
-    from cadence.interruption import Interruption
+    from cadence.system.signals import Interruption
 
     with Interruption(shared=True) as interruption:
         processes.watch(interruption)

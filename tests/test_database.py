@@ -10,8 +10,7 @@ import pytest
 from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 from sqlalchemy import Connection
 
-from cadence import database
-from cadence import track
+from cadence import database, track
 
 
 def dump(file: Path) -> list[list[str]]:

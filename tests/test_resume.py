@@ -29,12 +29,12 @@ from cadence.checkpoint import FOLDER, Checkpoints, latest
 from cadence.clock import Clock
 from cadence.config import ConfigError
 from cadence.data import TensorData, loader
-from cadence.liveness import going_on
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
 from cadence.record import Fitted
 from cadence.schedule import cosine
 from cadence.statefile import read
+from cadence.system.locks import going_on
 from cadence.update import Outcome
 from src.resume import OVERRIDES, with_resume
 

@@ -16,8 +16,7 @@ from conftest import ROOT, CommandLine
 from serving import MlflowServer, free_port
 from told import in_mlflow, in_the_folder, tracker
 
-from cadence import address
-from cadence import delivery
+from cadence import address, delivery
 from cadence.clock import Clock
 from cadence.journal import BUFFERED, FILE
 from cadence.lineage import Lineage

@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from sqlalchemy.engine import make_url
 
-from cadence.redaction import in_one_line, redacted
+from cadence.system.secrets import in_one_line, redacted
 
 log = logging.getLogger(__name__)
 

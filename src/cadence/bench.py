@@ -23,7 +23,7 @@ from cadence.accumulation import accumulate
 from cadence.batch import Batch, mapped, moved, rebatched, sample_count
 from cadence.device import device_of, uncompile
 from cadence.objectives import Objective
-from cadence.redaction import with_its_type
+from cadence.system.secrets import with_its_type
 
 TOLERANCES = {
     torch.float64: 1e-10,

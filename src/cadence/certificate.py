@@ -28,9 +28,9 @@ from cadence.bench import (
 )
 from cadence.device import is_compiled
 from cadence.objectives import Objective, items_in
-from cadence.redaction import with_its_type
 from cadence.splits import Comparison, Measured, compare_splits, shown
 from cadence.suspects import Cause, diagnosed, uncounted
+from cadence.system.secrets import with_its_type
 
 SMALL_WINDOW = 64
 """Samples up to which a window is also split into single samples."""

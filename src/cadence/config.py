@@ -20,8 +20,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from cadence.redaction import in_one_line
 from cadence.schema import OPTIONS, SCHEMAS, Config, DistributedConfig
+from cadence.system.secrets import in_one_line
 from cadence.window import StepSizeSchedule
 
 

@@ -34,11 +34,11 @@ from cadence.accumulation import NUMBERS, Summed
 from cadence.batch import Batch, first_samples, samples_in
 from cadence.clock import Limits
 from cadence.draws import Draws
-from cadence.interruption import SIGNALS, Interruption
 from cadence.objectives import HALF, Objective, items_in
 from cadence.partition import GathersWindows, Now, PlannedWindow, as_planned, own_windows
-from cadence.redaction import in_one_line
 from cadence.shares import Balance, Plan, Share
+from cadence.system.secrets import in_one_line
+from cadence.system.signals import SIGNALS, Interruption
 from cadence.window import windows
 
 log = logging.getLogger(__name__)

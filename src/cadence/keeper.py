@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cadence.checkpoint import Checkpoints
-from cadence.interruption import Interruption
 from cadence.state import State
 from cadence.statefile import Snapshot, snapshot
+from cadence.system.signals import Interruption
 from cadence.trainer import Trainer
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cadence.whole import write_whole
+from cadence.system.atomic_write import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from cadence.accumulation import wide
-from cadence.allocator import give_back
 from cadence.batch import Batch, moved, sample_count
 from cadence.objectives import Objective, ReportsTotals, items_in
 from cadence.recovery import MemoryLimit, in_parts
+from cadence.system.malloc import give_back
 
 T = TypeVar("T")
 

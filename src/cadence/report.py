@@ -22,8 +22,8 @@ from cadence.knee import (
 from cadence.ledger import Ledger, load, read
 from cadence.pareto import Caption, page, png
 from cadence.prediction import PREDICTED, Prediction, predictions, where_they_part
+from cadence.system.atomic_write import write_whole
 from cadence.table import Table, markdown, plain
-from cadence.whole import write_whole
 
 __all__ = ["Report", "Table", "load", "write_report"]
 

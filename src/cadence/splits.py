@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cadence.bench import Bench, Gradient, errors_explained, relative_errors
-from cadence.redaction import with_its_type
+from cadence.system.secrets import with_its_type
 
 ONE_PASS_ROUNDING = 4
 """Beyond that, a micro-batch's gradient may differ from that of one pass by this many times the

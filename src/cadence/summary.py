@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cadence.record import Fitted
-from cadence.whole import write_whole
+from cadence.system.atomic_write import write_whole
 
 FILE = "summary.json"
 

@@ -35,15 +35,14 @@ from mlflow.utils.validation import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from cadence import address
-from cadence import database
+from cadence import address, database
 from cadence.clock import Clock
 from cadence.delivery import Courier, Delivery, DeliveryError
 from cadence.journal import Journal, Point
 from cadence.logbook import Logbook, milliseconds
 from cadence.manifest import Delivered, Manifest
 from cadence.record import Fitted
-from cadence.redaction import in_one_line, redacted
+from cadence.system.secrets import in_one_line, redacted
 from cadence.update import Outcome
 
 log = logging.getLogger(__name__)

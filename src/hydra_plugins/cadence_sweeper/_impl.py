@@ -30,8 +30,8 @@ from cadence import sweep as sweeps
 from cadence.checkpoint import has_begun
 from cadence.config import ConfigError, checked, explained, quoted
 from cadence.console import open_console, print_report
-from cadence.redaction import in_one_line, redacted, with_its_type
 from cadence.report import write_report
+from cadence.system.secrets import in_one_line, redacted, with_its_type
 from hydra_plugins.cadence_sweeper._launcher import Watched, failed
 from hydra_plugins.cadence_sweeper._question import (
     BASIC,

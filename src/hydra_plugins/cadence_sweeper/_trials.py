@@ -6,10 +6,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, Trial
 
 from cadence.checkpoint import has_begun
-from cadence.liveness import FILE as LOCK
-from cadence.liveness import goes_on
 from cadence.summary import FILE as SUMMARY
 from cadence.summary import read_summary
+from cadence.system.locks import FILE as LOCK
+from cadence.system.locks import goes_on
 
 
 def summary(trial: FrozenTrial | Trial) -> dict[str, Any]:

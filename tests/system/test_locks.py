@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cadence.liveness import goes_on, going_on
+from cadence.system.locks import goes_on, going_on
 
 HOLD = """
 import sys
 from pathlib import Path
-from cadence.liveness import going_on
+from cadence.system.locks import going_on
 
 with going_on(Path(sys.argv[1])):
     print("going on", flush=True)

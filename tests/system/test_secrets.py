@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from serving import MlflowServer, free_port
 
-from cadence.redaction import redact_files, redact_logs, redacted, redacted_tree
+from cadence.system.secrets import redact_files, redact_logs, redacted, redacted_tree
 from cadence.track import open_client
 from src.fit import kept_config
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cadence import allocator
+from cadence.system import malloc as allocator
 
 GLIBC = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
 
@@ -15,7 +15,7 @@ needs_glibc = pytest.mark.skipif(not GLIBC, reason="needs Linux with glibc, whos
 
 FAULTS = """
 import resource, torch
-from cadence.allocator import keep_memory
+from cadence.system.malloc import keep_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -33,7 +33,7 @@ print(given_back > 10 * pages, kept < pages)
 
 GIVEN_BACK = """
 import torch
-from cadence.allocator import keep_memory
+from cadence.system.malloc import keep_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
@@ -48,7 +48,7 @@ print(kept - before > 90, resident() - before < 10)
 
 PEAKS = """
 import torch
-from cadence.allocator import keep_memory
+from cadence.system.malloc import keep_memory
 from cadence.measure import PeakMemory
 
 keep_memory(True)

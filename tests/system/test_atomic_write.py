@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cadence.whole import copy_whole, write_whole
+from cadence.system.atomic_write import copy_whole, write_whole
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cadence.whole import write_whole
+from cadence.system.atomic_write import write_whole
 
 HIDDEN = "***"
 """What stands where a secret was."""

@@ -1,0 +1,1 @@
+"""Files, locks, signals, secrets and the memory allocator of this machine."""
