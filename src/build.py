@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cadence import config as configs
-from cadence.shares import Plan, SharedStepSizes, even
-from cadence.window import DEFAULT_STEP_SIZE, StepSizeSchedule
+from cadence.plan.shares import Plan, SharedStepSizes, even
+from cadence.plan.window import DEFAULT_STEP_SIZE, StepSizeSchedule
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def build(
     from cadence import Trainer
     from cadence.data import loader
     from cadence.device import compile_forward, resolved
-    from cadence.schedule import named_schedule
+    from cadence.plan.schedule import named_schedule
     from cadence.system.malloc import keep_memory
 
     device = resolved(settings.device.name)
@@ -174,7 +174,7 @@ def _seed(seed: int) -> None:
 def _optimizer(
     settings: "Config", data: "Data", model: "torch.nn.Module", window: int
 ) -> "torch.optim.Optimizer":
-    from cadence.scaling import scaled
+    from cadence.plan.scaling import scaled
 
     arguments = scaled(
         settings.optimizer,

@@ -10,8 +10,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cadence import config as configs
+from cadence.plan.window import StepSizeSchedule
 from cadence.system.secrets import redacted
-from cadence.window import StepSizeSchedule
 from src.build import Run, effective_batch
 
 if TYPE_CHECKING:

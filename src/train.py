@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cadence import config as configs
-from cadence.shares import Plan
+from cadence.plan.shares import Plan
 from cadence.system.locks import going_on
 from cadence.system.secrets import redact_files, redact_logs
 from src.build import WINDOW, Run, build, planned_step_sizes

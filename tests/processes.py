@@ -17,11 +17,11 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from cadence import Trainer
-from cadence.clock import Clock
 from cadence.data import TensorData, loader
 from cadence.distributed import Joined, joined
 from cadence.objectives import Classification, Regression
-from cadence.shares import Balance
+from cadence.plan.clock import Clock
+from cadence.plan.shares import Balance
 from src.join import check_same_run
 
 SAID = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."

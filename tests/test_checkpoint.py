@@ -35,7 +35,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from cadence import checkpoint as room
 from cadence import statefile
 from cadence.checkpoint import Checkpoints, latest
-from cadence.clock import Clock
+from cadence.plan.clock import Clock
 from cadence.state import (
     State,
     checked_model_state,

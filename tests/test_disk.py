@@ -17,7 +17,7 @@ from told import in_mlflow, in_the_folder, tracker
 
 from cadence import delivery
 from cadence.checkpoint import latest
-from cadence.clock import Clock
+from cadence.plan.clock import Clock
 from cadence.sync import delivered
 
 Disk = Callable[[str], Path]

@@ -20,7 +20,7 @@ from processes import (
     train_all,
 )
 
-from cadence.clock import Clock
+from cadence.plan.clock import Clock
 
 pytestmark = pytest.mark.xdist_group("processes")  # which are started once
 

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from cadence import Trainer
 from cadence.batch import first_samples
-from cadence.clock import Clock
 from cadence.data import InMemoryLoader, TensorData, loader
 from cadence.objectives import Regression
-from cadence.window import windows
+from cadence.plan.clock import Clock
+from cadence.plan.window import windows
 
 FORKING = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 """Python 3.12 and later warn of the fork with which torch starts its workers."""

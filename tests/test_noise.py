@@ -20,7 +20,6 @@ from torch.optim import SGD, AdamW
 
 from cadence import Trainer
 from cadence.accumulation import Accumulated, Accumulator
-from cadence.clock import Clock
 from cadence.console import Display
 from cadence.data import TensorData, loader
 from cadence.journal import Journal
@@ -28,6 +27,7 @@ from cadence.logbook import Logbook
 from cadence.noise import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts
 from cadence.objectives import LanguageModelling, Regression
 from cadence.passes import Passes
+from cadence.plan.clock import Clock
 
 
 def squares(gradients: Sequence[float], sizes: Sequence[int]) -> tuple[float, Parts]:

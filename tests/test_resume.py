@@ -26,13 +26,13 @@ from warm import Warm
 
 from cadence import Trainer
 from cadence.checkpoint import FOLDER, Checkpoints, latest
-from cadence.clock import Clock
 from cadence.config import ConfigError
 from cadence.data import TensorData, loader
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
+from cadence.plan.clock import Clock
+from cadence.plan.schedule import cosine
 from cadence.record import Fitted
-from cadence.schedule import cosine
 from cadence.statefile import read
 from cadence.system.locks import going_on
 from cadence.update import Outcome

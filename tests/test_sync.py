@@ -17,10 +17,10 @@ from serving import MlflowServer, free_port
 from told import in_mlflow, in_the_folder, tracker
 
 from cadence import address, delivery
-from cadence.clock import Clock
 from cadence.journal import BUFFERED, FILE
 from cadence.lineage import Lineage
 from cadence.manifest import Delivered
+from cadence.plan.clock import Clock
 from src import sync
 
 Sync = Callable[..., tuple[int, str, str]]

@@ -12,8 +12,8 @@ from conftest import ROOT, CommandLine
 from mlflow.entities import Run
 from told import in_mlflow, in_the_folder, tracker
 
-from cadence.clock import Clock
 from cadence.manifest import DELIVERED, Delivered
+from cadence.plan.clock import Clock
 from cadence.track import Tracker
 from cadence.update import Outcome
 

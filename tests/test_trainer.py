@@ -31,13 +31,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from cadence import Trainer
 from cadence.batch import Batch, sample_count
-from cadence.clock import Clock
 from cadence.data import TensorData, loader
 from cadence.measure import WindowTime
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression
+from cadence.plan.clock import Clock
+from cadence.plan.schedule import cosine
 from cadence.record import Fitted
-from cadence.schedule import cosine
 from cadence.update import DivergedError, Outcome
 
 LR = 0.05
@@ -139,7 +139,7 @@ def test_a_run_ends_at_the_first_of_its_limits() -> None:
 
 def test_no_window_starts_after_max_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("cadence.clock.perf_counter", lambda: now)
+    monkeypatch.setattr("cadence.plan.clock.perf_counter", lambda: now)
 
     class Slow(Regression):
         def total_loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -562,7 +562,7 @@ def test_a_run_that_time_ends_is_evaluated_at_its_last_sample(
     monkeypatch: pytest.MonkeyPatch, max_seconds: float
 ) -> None:
     ticks = iter(range(1000))
-    monkeypatch.setattr("cadence.clock.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("cadence.plan.clock.perf_counter", lambda: float(next(ticks)))
     minibatches = cut(regression_pair(200), [2] * 100)
     seen = Seen()
 

@@ -15,9 +15,9 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from cadence import accumulate, windows
 from cadence.accumulation import Accumulated, Accumulator
-from cadence.clock import Clock
 from cadence.objectives import Regression
-from cadence.schedule import constant
+from cadence.plan.clock import Clock
+from cadence.plan.schedule import constant
 from cadence.update import DivergedError, Outcome, Update, stop_if_diverged, total_norm
 
 NAN, INF = math.nan, math.inf

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cadence.accumulation import accumulate
+    from cadence.plan.window import windows
     from cadence.trainer import Trainer
-    from cadence.window import windows
 
 __all__ = ["Trainer", "accumulate", "windows"]
 

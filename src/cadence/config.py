@@ -20,9 +20,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from cadence.plan.window import StepSizeSchedule
 from cadence.schema import OPTIONS, SCHEMAS, Config, DistributedConfig
 from cadence.system.secrets import in_one_line
-from cadence.window import StepSizeSchedule
 
 
 class ConfigError(ValueError):

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from cadence.advice import Advice, table_of_advice
 from cadence.certificate import Certificate
-from cadence.clock import Clock
 from cadence.measure import Evaluation, WindowTime
 from cadence.noise import LEVEL
+from cadence.plan.clock import Clock
 from cadence.record import Fitted
 from cadence.report import Report
 from cadence.table import Table as TextTable

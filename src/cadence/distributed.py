@@ -32,14 +32,14 @@ from torch import Tensor, nn
 
 from cadence.accumulation import NUMBERS, Summed
 from cadence.batch import Batch, first_samples, samples_in
-from cadence.clock import Limits
 from cadence.draws import Draws
 from cadence.objectives import HALF, Objective, items_in
 from cadence.partition import GathersWindows, Now, PlannedWindow, as_planned, own_windows
-from cadence.shares import Balance, Plan, Share
+from cadence.plan.clock import Limits
+from cadence.plan.shares import Balance, Plan, Share
+from cadence.plan.window import windows
 from cadence.system.secrets import in_one_line
 from cadence.system.signals import SIGNALS, Interruption
-from cadence.window import windows
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cadence.front import FEWEST_WINDOWS, Measure, Result, front
-from cadence.window import DEFAULT_STEP_SIZE
+from cadence.plan.window import DEFAULT_STEP_SIZE
 
 ROUNDING = 1e-9
 """A distance from the chord that is none."""

@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from cadence.clock import Clock
 from cadence.journal import Journal, Point
+from cadence.plan.clock import Clock
 from cadence.record import Fitted
 from cadence.update import Outcome
 

@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 from torch.utils.data import DataLoader, IterableDataset
 
 from cadence.batch import Batch, first_samples
-from cadence.clock import Clock
 from cadence.draws import Draws
-from cadence.shares import Plan, Share
-from cadence.window import windows
+from cadence.plan.clock import Clock
+from cadence.plan.shares import Plan, Share
+from cadence.plan.window import windows
 
 
 @runtime_checkable

@@ -18,11 +18,11 @@ from cadence.accumulation import Accumulator
 from cadence.batch import Batch, sample_count
 from cadence.measure import warm_up
 from cadence.noise import NoiseScale
+from cadence.plan.window import windows
 from cadence.statefile import snapshot, state_of
 from cadence.throughput import Estimate, Round, Turn
 from cadence.trainer import Trainer, announce_epoch, batches_in
 from cadence.update import total_norm
-from cadence.window import windows
 
 STEP_SIZES = (1, 4, 16)
 """What takes turns, as far as an epoch has the mini-batches."""

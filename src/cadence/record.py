@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from cadence.clock import Clock
 from cadence.measure import (
     UNKNOWN,
     UNTIMED,
@@ -21,6 +20,7 @@ from cadence.measure import (
     WindowTime,
 )
 from cadence.noise import NoiseScale
+from cadence.plan.clock import Clock
 from cadence.update import Outcome
 
 T = TypeVar("T")

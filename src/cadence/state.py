@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cadence.clock import Clock
+from cadence.plan.clock import Clock
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, TypeAlias
 import torch
 from torch import Tensor
 
-from cadence.clock import Clock
+from cadence.plan.clock import Clock
 from cadence.state import State, described, first_three
 
 SCHEMA = 1

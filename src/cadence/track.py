@@ -36,11 +36,11 @@ from mlflow.utils.validation import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from cadence import address, database
-from cadence.clock import Clock
 from cadence.delivery import Courier, Delivery, DeliveryError
 from cadence.journal import Journal, Point
 from cadence.logbook import Logbook, milliseconds
 from cadence.manifest import Delivered, Manifest
+from cadence.plan.clock import Clock
 from cadence.record import Fitted
 from cadence.system.secrets import in_one_line, redacted
 from cadence.update import Outcome

@@ -9,18 +9,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cadence import device as devices
-from cadence.argument import whole_number
 from cadence.batch import Batch, samples_in
-from cadence.clock import Clock, Limits
 from cadence.distributed import Alone, Processes
 from cadence.measure import Evaluation, PeakMemory, WindowParts, evaluate
 from cadence.noise import NoiseScale
 from cadence.objectives import Objective
 from cadence.partition import GathersWindows, PlannedWindow
 from cadence.passes import Passes
+from cadence.plan.clock import Clock, Limits
+from cadence.plan.numbers import whole_number
+from cadence.plan.schedule import Schedule, constant
+from cadence.plan.shares import Plan, SharedStepSizes
+from cadence.plan.window import DEFAULT_STEP_SIZE
 from cadence.record import Fitted, Observer, Record
-from cadence.schedule import Schedule, constant
-from cadence.shares import Plan, SharedStepSizes
 from cadence.state import (
     State,
     checked_model_state,
@@ -30,7 +31,6 @@ from cadence.state import (
 )
 from cadence.tuning import Auto
 from cadence.update import Update, checked_max_skipped, stop_if_diverged
-from cadence.window import DEFAULT_STEP_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Trainer:
         optimizer: Any torch optimizer over its parameters.
         objective: See `cadence.objectives`.
         step_size: Mini-batches per update, at least 1, or a schedule: from how many samples on, how
-            many (``{0: 2, 50_000: 8}``); see `cadence.window.StepSizeSchedule`. It can be read, as
+            many (``{0: 2, 50_000: 8}``); see `cadence.plan.window.StepSizeSchedule`. It can be read, as
             the present number, and set between epochs. With several processes it is each one's
             own; a sequence = one for each.
         device: ``auto`` (CUDA, else MPS, else CPU), or any torch device.
@@ -54,11 +54,11 @@ class Trainer:
         allow_batch_coupling: Whether micro-batches may split and join mini-batches even where that
             changes what is trained, as with BatchNorm.
         precision: ``fp32`` (the parameters' own dtype), or autocast in ``bf16`` or ``fp16``.
-        schedule: The factor on the learning rates by samples; see `cadence.schedule`.
+        schedule: The factor on the learning rates by samples; see `cadence.plan.schedule`.
         clip_norm: The largest gradient norm, above 0; None = any.
         max_skipped: Updates refused in a row that are borne, at least 0; one more stops the run.
         scaling: How learning rate and beta2 follow a step_size that changes, from what the
-            optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see `cadence.scaling`.
+            optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see `cadence.plan.scaling`.
         noise_scale: Whether the gradient noise scale is estimated; see `cadence.noise`.
         processes: Those that train together, of which this is one; None = this one alone.
 

@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 
 from cadence import direct
 from cadence.accumulation import Accumulated, dense, wide
-from cadence.argument import number_above_0, whole_number
-from cadence.clock import Clock
-from cadence.scaling import check_rule, scaled
-from cadence.schedule import Schedule
-from cadence.window import DEFAULT_STEP_SIZE
+from cadence.plan.clock import Clock
+from cadence.plan.numbers import number_above_0, whole_number
+from cadence.plan.scaling import check_rule, scaled
+from cadence.plan.schedule import Schedule
+from cadence.plan.window import DEFAULT_STEP_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Update:
         clip_norm: The largest gradient norm let through, above 0; None = any.
         scaler: The loss scale that `cadence.accumulate` applied; None = none.
         step_size: The mini-batches per update that the optimizer's options were chosen for.
-        scaling: How they follow another step_size; see `cadence.scaling`.
+        scaling: How they follow another step_size; see `cadence.plan.scaling`.
 
     Raises:
         TypeError: ``clip_norm`` is not a number (a bool is not).

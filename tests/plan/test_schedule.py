@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from cadence.schedule import constant, cosine, named_schedule
+from cadence.plan.schedule import constant, cosine, named_schedule
 
 samples = st.floats(min_value=0, max_value=2000)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple, TypeAlias
 
-from cadence.window import StepSizes, StepSizeSchedule, checked_step_size
+from cadence.plan.window import StepSizes, StepSizeSchedule, checked_step_size
 
 WARM_UP = 2
 """Windows that are not measured: the first passes of a process allocate and compile."""

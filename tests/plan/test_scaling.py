@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadence import config as configs
-from cadence.scaling import scaled
+from cadence.plan.scaling import scaled
 from src.build import Run, build, effective_batch
 from src.train import TRUSTED_TARGETS
 

@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 from cadence import Trainer, windows
 from cadence.objectives import Regression
-from cadence.window import StepSizeSchedule
+from cadence.plan.window import StepSizeSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
 

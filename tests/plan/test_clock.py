@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import as_a_user_calls_it
 
-from cadence.clock import Clock, Limits
+from cadence.plan.clock import Clock, Limits
 
 NO_LIMIT = (
     "without a limit the run would never end; set epochs (trainer.max_epochs), max_samples or "
@@ -81,7 +81,7 @@ def test_epochs_and_samples_are_counted_from_the_start_of_the_call() -> None:
 
 def test_time_is_counted_from_the_start_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("cadence.clock.perf_counter", lambda: now)
+    monkeypatch.setattr("cadence.plan.clock.perf_counter", lambda: now)
     limits = Limits(Clock(), epochs=None, samples=None, seconds=60.0)
 
     now = 1059.9

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadence import config as configs
-from cadence.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
+from cadence.plan.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
 from src.build import WINDOW, planned_step_sizes
 from src.join import check_device, of_the_training, processes_wanted
 from src.tell import ROOT, window_in_words

@@ -3,7 +3,7 @@
 from time import perf_counter
 from typing import NamedTuple
 
-from cadence.argument import number_above_0, whole_number
+from cadence.plan.numbers import number_above_0, whole_number
 
 REMEDY = "use None (null) for no such limit"
 
