@@ -18,7 +18,7 @@ import optuna
 from hydra import compose, initialize_config_dir
 from hydra.utils import execution_whitelist
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from src.build import build
 from src.tell import ROOT
 from src.train import TRUSTED_TARGETS

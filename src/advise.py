@@ -22,7 +22,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from src.build import build
 from src.errors import command_line, errors_in_one_line
 from src.join import WITHOUT_A_TRACE
@@ -35,9 +35,9 @@ from src.usage import with_own_help
 
 if TYPE_CHECKING:
     from cadence.advice import Advice
+    from cadence.config.schema import Config
     from cadence.journal import Point
     from cadence.probe import Probe
-    from cadence.schema import Config
 
 
 USAGE = "usage: python -m src.advise [overrides], or run=<run folder, or last>"

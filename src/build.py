@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from cadence.plan.shares import Plan, SharedStepSizes, even
 from cadence.plan.window import DEFAULT_STEP_SIZE, StepSizeSchedule
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import torch
 
     from cadence import Trainer
+    from cadence.config.schema import Config
     from cadence.data import Data
     from cadence.distributed import Processes
     from cadence.objectives import Objective
-    from cadence.schema import Config
 
 WINDOW = "distributed.window"
 """Mini-batches per update, all processes together, as a checkpoint keeps it beside the config."""

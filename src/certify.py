@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from src.build import build
 from src.errors import command_line, errors_in_one_line
 from src.join import WITHOUT_A_TRACE

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from cadence.system.secrets import redacted
 
 _WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"

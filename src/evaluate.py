@@ -14,7 +14,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.utils import execution_whitelist
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from src.build import build
 from src.errors import command_line
 from src.overrides import with_one_schedule

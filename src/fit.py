@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from cadence.system.secrets import redacted_tree, with_its_type
 from src.build import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cadence.config.schema import Config
     from cadence.distributed import Processes
     from cadence.record import Fitted, Observer
-    from cadence.schema import Config
     from cadence.track import Tracker
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cadence import config as configs
+from cadence.config import checks as configs
 
 if TYPE_CHECKING:
+    from cadence.config.schema import Config
     from cadence.distributed import Processes
-    from cadence.schema import Config
     from src.build import Run
 
 WITHOUT_A_TRACE = (

@@ -30,11 +30,11 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from cadence.system.secrets import redacted
 
 if TYPE_CHECKING:
-    from cadence.schema import Config
+    from cadence.config.schema import Config
 
 GRACE_SECONDS = 15.0
 """How long the others have to end by themselves when a process is gone."""

@@ -9,13 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from cadence.plan.window import StepSizeSchedule
 from cadence.system.secrets import redacted
 from src.build import Run, effective_batch
 
 if TYPE_CHECKING:
-    from cadence.schema import Config
+    from cadence.config.schema import Config
     from cadence.state import State
     from cadence.track import Tracker
 

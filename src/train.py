@@ -15,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from cadence.plan.shares import Plan
 from cadence.system.locks import going_on
 from cadence.system.secrets import redact_files, redact_logs
@@ -44,9 +44,9 @@ from src.secrecy import with_secrets_in_environment
 from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_look
 
 if TYPE_CHECKING:
+    from cadence.config.schema import Config
     from cadence.distributed import Processes
     from cadence.record import Observer
-    from cadence.schema import Config
     from cadence.state import State
 
 TRUSTED_TARGETS = (

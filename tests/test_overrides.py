@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from warm import Warm
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from src.overrides import NO_SCHEDULE, with_one_schedule
 from src.tell import ROOT
 

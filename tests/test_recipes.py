@@ -20,7 +20,7 @@ def first_losses(recipe: str, count: int = 10) -> list[float]:
     from hydra import compose, initialize_config_dir
     from hydra.utils import execution_whitelist
 
-    from cadence import config as configs
+    from cadence.config import checks as configs
     from src.train import TRUSTED_TARGETS
 
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):

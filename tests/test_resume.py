@@ -26,7 +26,7 @@ from warm import Warm
 
 from cadence import Trainer
 from cadence.checkpoint import FOLDER, Checkpoints, latest
-from cadence.config import ConfigError
+from cadence.config.checks import ConfigError
 from cadence.data import TensorData, loader
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression

@@ -35,7 +35,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import text
 
-from cadence.changes import changes
+from cadence.config.changes import changes
 from cadence.ledger import OBJECTIVES
 
 Point: TypeAlias = dict[str, Any]

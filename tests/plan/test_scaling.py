@@ -9,7 +9,7 @@ from hydra.utils import execution_whitelist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from cadence.plan.scaling import scaled
 from src.build import Run, build, effective_batch
 from src.train import TRUSTED_TARGETS

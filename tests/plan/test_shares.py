@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadence import config as configs
+from cadence.config import checks as configs
 from cadence.plan.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
 from src.build import WINDOW, planned_step_sizes
 from src.join import check_device, of_the_training, processes_wanted

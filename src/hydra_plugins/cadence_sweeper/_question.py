@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
 from cadence import sweep as sweeps
-from cadence.config import ConfigError, flattened
+from cadence.config.checks import ConfigError, flattened
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 
 NOT_ASKED = ("track.", "sweep.", "resume")

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 from omegaconf import DictConfig, OmegaConf
 
-from cadence import config as configs
 from cadence import windows
-from cadence.schema import SCHEMAS, Config, SweepConfig
+from cadence.config import checks as configs
+from cadence.config.schema import SCHEMAS, Config, SweepConfig
 
 CONF = ROOT / "conf"
 PATHS = {"text": "data.path=a.txt", "arrays": "data.path=a.npz"}

@@ -20,8 +20,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from cadence.config.schema import OPTIONS, SCHEMAS, Config, DistributedConfig
 from cadence.plan.window import StepSizeSchedule
-from cadence.schema import OPTIONS, SCHEMAS, Config, DistributedConfig
 from cadence.system.secrets import in_one_line
 
 

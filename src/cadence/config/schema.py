@@ -1,6 +1,6 @@
 """What a user may ask for: a typed schema for each config group, with units and limits.
 
-The values are in conf/*.yaml; `cadence.config` holds the schemas against what a user gives.
+The values are in conf/*.yaml; `cadence.config.checks` holds the schemas against what a user gives.
 """
 
 from collections.abc import Sequence

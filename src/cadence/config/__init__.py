@@ -1,0 +1,1 @@
+"""What a user may ask for: the schema, its checks and their errors."""
