@@ -19,8 +19,8 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from cadence import Trainer
-from cadence.batch import Batch
 from cadence.data import loader
+from cadence.data.batch import Batch
 from cadence.data.digits import digits
 from cadence.distributed import Alone, Processes, joined
 from cadence.models.mlp import mlp

@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from cadence.batch import Batch
+from cadence.data.batch import Batch
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

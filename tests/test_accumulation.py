@@ -28,7 +28,7 @@ from torch.amp import GradScaler
 from torch.optim import SGD
 
 from cadence import accumulate, windows
-from cadence.batch import Batch, sample_count
+from cadence.data.batch import Batch, sample_count
 from cadence.models.gpt import GPT
 from cadence.objectives import Classification, LanguageModelling, MeanLoss, Regression
 

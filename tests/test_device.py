@@ -13,9 +13,9 @@ from oracles import same
 from torch import Tensor, nn
 from warm import Warm
 
-from cadence.batch import Batch
 from cadence.certificate import certify
 from cadence.checkpoint import FOLDER
+from cadence.data.batch import Batch
 from cadence.device import compile_forward, is_compiled, uncompile
 from cadence.objectives import Classification
 from cadence.statefile import read

@@ -12,7 +12,7 @@ from oracles import FORMS, SIZES, cut, regression_pair
 from torch import Tensor, nn
 
 from cadence import measure
-from cadence.batch import Batch, sample_count
+from cadence.data.batch import Batch, sample_count
 from cadence.measure import (
     PartTimer,
     PeakMemory,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from oracles import FORMS, as_a_user_calls_it, gradients, relative_error
 from torch import Tensor, nn
 
-from cadence.batch import Batch
+from cadence.data.batch import Batch
 from cadence.objectives import (
     Classification,
     LanguageModelling,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from cadence import Trainer
-from cadence.batch import Batch, sample_count
+from cadence.data.batch import Batch, sample_count
 from cadence.objectives import Regression
 from cadence.recovery import DoesNotFitError, MemoryLimit, is_out_of_memory
 

@@ -30,8 +30,8 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from cadence import Trainer
-from cadence.batch import Batch, sample_count
 from cadence.data import TensorData, loader
+from cadence.data.batch import Batch, sample_count
 from cadence.measure import WindowTime
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression

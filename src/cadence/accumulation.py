@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from cadence import direct
-from cadence.batch import Batch, Gathered, moved, rebatched
+from cadence.data.batch import Batch, Gathered, moved, rebatched
 from cadence.noise import Parts
 from cadence.objectives import HALF, Objective, items_in
 

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cadence.batch import Batch, sample_count
 from cadence.bench import (
     TOLERANCES,
     Bench,
@@ -26,6 +25,7 @@ from cadence.bench import (
     relative_errors,
     set_up,
 )
+from cadence.data.batch import Batch, sample_count
 from cadence.device import is_compiled
 from cadence.objectives import Objective, items_in
 from cadence.splits import Comparison, Measured, compare_splits, shown

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cadence.batch import Batch, moved
 from cadence.bench import kept
+from cadence.data.batch import Batch, moved
 from cadence.device import device_of, uncompiled
 from cadence.objectives import Objective
 

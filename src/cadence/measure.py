@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cadence.accumulation import wide
-from cadence.batch import Batch, moved, sample_count
+from cadence.data.batch import Batch, moved, sample_count
 from cadence.objectives import Objective, ReportsTotals, items_in
 from cadence.recovery import MemoryLimit, in_parts
 from cadence.system.malloc import give_back

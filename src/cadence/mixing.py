@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cadence.batch import Batch, rebatched, sample_count
 from cadence.bench import Bench, difference, norm, tensors_in
+from cadence.data.batch import Batch, rebatched, sample_count
 
 
 class Mixing(NamedTuple):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from cadence.batch import Batch, sample_count, tensors
+from cadence.data.batch import Batch, sample_count, tensors
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from cadence.batch import Batch, first_samples
+from cadence.data.batch import Batch, first_samples
 from cadence.draws import Draws
 from cadence.plan.clock import Clock
 from cadence.plan.shares import Plan, Share

@@ -10,8 +10,8 @@ from torch import nn
 from torch.amp import GradScaler
 
 from cadence.accumulation import Accumulated, Accumulator, Summed, checked_microbatch_size
-from cadence.batch import Batch, sample_count, samples_in
 from cadence.coupling import check_boundaries, coupling
+from cadence.data.batch import Batch, sample_count, samples_in
 from cadence.noise import is_measured
 from cadence.objectives import Objective
 from cadence.plan.numbers import whole_number

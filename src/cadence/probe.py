@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cadence.accumulation import Accumulator
-from cadence.batch import Batch, sample_count
+from cadence.data.batch import Batch, sample_count
 from cadence.measure import warm_up
 from cadence.noise import NoiseScale
 from cadence.plan.window import windows

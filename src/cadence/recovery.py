@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cadence.accumulation import Accumulated, Accumulator
-from cadence.batch import Batch, elements_per_sample, rebatched, sample_count, samples_in
+from cadence.data.batch import Batch, elements_per_sample, rebatched, sample_count, samples_in
 from cadence.objectives import items_in
 
 T = TypeVar("T")

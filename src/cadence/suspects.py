@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cadence.batch import Batch, rebatched, sample_count
 from cadence.bench import Bench, Wrapped, innermost, relative_errors
+from cadence.data.batch import Batch, rebatched, sample_count
 from cadence.device import device_of
 from cadence.mixing import find_mixing
 from cadence.objectives import Objective
@@ -216,7 +216,7 @@ def uncounted(bench: Bench, sizes: Sequence[int | None]) -> list[Suspect]:
                 f"{_named_objective(bench)}.items does not add up: {whole} in one pass, {summed} "
                 f"summed over micro-batches of {shown(size)}",
                 "count in items(batch) what total_loss sums over in that batch, such as "
-                "cadence.batch.sample_count(batch)",
+                "cadence.data.batch.sample_count(batch)",
             )
             return [Suspect(cause, partial(_wrapped, _CountsSamples))]
     return []

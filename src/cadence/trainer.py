@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cadence import device as devices
-from cadence.batch import Batch, samples_in
+from cadence.data.batch import Batch, samples_in
 from cadence.distributed import Alone, Processes
 from cadence.measure import Evaluation, PeakMemory, WindowParts, evaluate
 from cadence.noise import NoiseScale

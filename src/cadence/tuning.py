@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from cadence.batch import Batch, elements_per_sample, sample_count
+from cadence.data.batch import Batch, elements_per_sample, sample_count
 from cadence.recovery import MemoryLimit
 
 log = logging.getLogger(__name__)

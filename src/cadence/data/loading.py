@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cadence.batch import Gathered
+from cadence.data.batch import Gathered
 from cadence.data.tensors import MapData, Samples, TensorData
 from cadence.data.worker import stay_with_parent
 

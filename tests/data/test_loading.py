@@ -17,8 +17,8 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from cadence import Trainer
-from cadence.batch import first_samples
 from cadence.data import InMemoryLoader, TensorData, loader
+from cadence.data.batch import first_samples
 from cadence.objectives import Regression
 from cadence.plan.clock import Clock
 from cadence.plan.window import windows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import FORMS, Pair, as_a_user_calls_it
 from torch import Tensor
 
-from cadence.batch import Batch, first_samples, moved, rebatched, sample_count, tensors
+from cadence.data.batch import Batch, first_samples, moved, rebatched, sample_count, tensors
 
 lengths = st.lists(st.integers(min_value=0, max_value=7), max_size=12)
 forms = st.sampled_from(sorted(FORMS))
