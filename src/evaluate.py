@@ -35,7 +35,7 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
         ConfigError: The config is impossible, or has no held-out data.
         ValueError: The checkpoint cannot be read, or is of another model.
     """
-    from cadence.checkpoint import FOLDER, best
+    from cadence.checkpoint.folder import FOLDER, best
     from cadence.console import open_console, print_evaluation
 
     arguments = with_one_schedule([*began_with(folder), *overrides])

@@ -53,7 +53,7 @@ def fit_and_keep(
         OSError: The disk does not take the state.
         Exception: As `cadence.Trainer.fit`.
     """
-    from cadence.checkpoint import FOLDER, Checkpoints
+    from cadence.checkpoint.folder import FOLDER, Checkpoints
     from cadence.keeper import Keeper
     from cadence.system.signals import Interruption
     from cadence.update import DivergedError
@@ -125,9 +125,9 @@ def example_to_log(settings: "Config", run: Run) -> "Tensor | None":
     """
     if settings.track.name == "none" or not settings.track.log_model:
         return None
+    from cadence.checkpoint.state import random_states, restore_random_states
     from cadence.data import loader
     from cadence.example import example_inputs
-    from cadence.state import random_states, restore_random_states
 
     before = random_states()
     batch = next(iter(loader(run.data.train, min(2, len(run.data.train)))))
@@ -161,10 +161,10 @@ def log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: 
 
 
 def _log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: "Tensor") -> None:
-    from cadence.checkpoint import BEST, FOLDER
+    from cadence.checkpoint.file_format import read
+    from cadence.checkpoint.folder import BEST, FOLDER
+    from cadence.checkpoint.state import checked_model_state
     from cadence.logged_model import log_model
-    from cadence.state import checked_model_state
-    from cadence.statefile import read
 
     model, best = run.trainer.model, folder / FOLDER / BEST
     if best.exists():

@@ -205,7 +205,7 @@ def _first(failures: Path, error: Any) -> Failure:
 
 def _traces(folder: Path) -> dict[str, int]:
     """Return when each file was written that tells of a session: a new one has changed some."""
-    from cadence.checkpoint import FOLDER
+    from cadence.checkpoint.folder import FOLDER
     from cadence.manifest import FILE as MANIFEST
     from cadence.summary import FILE as SUMMARY
 
@@ -215,7 +215,7 @@ def _traces(folder: Path) -> dict[str, int]:
 
 def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
     """Say in the run's folder and in MLflow how it ended, if it had begun."""
-    from cadence.checkpoint import FOLDER
+    from cadence.checkpoint.folder import FOLDER
     from cadence.delivery import DeliveryError
     from cadence.logbook import milliseconds
     from cadence.manifest import Delivered, Manifest

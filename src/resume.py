@@ -19,8 +19,8 @@ from cadence.system.secrets import HIDDEN, redacted
 from src.build import WINDOW
 
 if TYPE_CHECKING:
+    from cadence.checkpoint.state import State
     from cadence.config.schema import Config
-    from cadence.state import State
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def check_changes(state: "State", now: Mapping[str, Any]) -> None:
 
 def where_a_trial_goes_on(folder: Path, there: str) -> str | None:
     """Return its own folder, if its engine had it begun there before; None = it begins."""
-    from cadence.checkpoint import has_begun
+    from cadence.checkpoint.folder import has_begun
     from cadence.journal import FILE as JOURNAL
 
     is_own = Path(there) == folder
@@ -167,7 +167,7 @@ def state_to_go_on_from(settings: "Config", kept: Mapping[str, Any]) -> "State |
     """
     if settings.resume is None:
         return None
-    from cadence.checkpoint import FOLDER, has_begun, latest
+    from cadence.checkpoint.folder import FOLDER, has_begun, latest
 
     if not has_begun(Path(settings.resume)):
         log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
@@ -190,7 +190,7 @@ def take_over(folder: Path, cfg: DictConfig, *, begins: bool) -> None:
     Raises:
         OSError: The disk does not take it.
     """
-    from cadence.checkpoint import forget
+    from cadence.checkpoint.folder import forget
     from cadence.summary import FILE as SUMMARY
 
     if begins:
@@ -209,7 +209,7 @@ def take_along(there: Path, here: Path) -> None:
     Raises:
         ConfigError: Another run is there.
     """
-    from cadence.checkpoint import BEST, FOLDER, has_begun
+    from cadence.checkpoint.folder import BEST, FOLDER, has_begun
     from cadence.journal import FILE as JOURNAL
 
     if here.samefile(there):

@@ -15,8 +15,8 @@ from cadence.system.secrets import redacted
 from src.build import Run, effective_batch
 
 if TYPE_CHECKING:
+    from cadence.checkpoint.state import State
     from cadence.config.schema import Config
-    from cadence.state import State
     from cadence.track import Tracker
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -44,10 +44,10 @@ from src.secrecy import with_secrets_in_environment
 from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_look
 
 if TYPE_CHECKING:
+    from cadence.checkpoint.state import State
     from cadence.config.schema import Config
     from cadence.distributed import Processes
     from cadence.record import Observer
-    from cadence.state import State
 
 TRUSTED_TARGETS = (
     "cadence.data.*",

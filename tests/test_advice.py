@@ -20,12 +20,12 @@ from warm import Warm
 
 from cadence import Trainer
 from cadence.advice import Advice, advice_markdown, advise, table_of_advice
+from cadence.checkpoint.file_format import snapshot
 from cadence.curve import advice_png
 from cadence.journal import Point
 from cadence.objectives import Regression
 from cadence.plan.window import StepSizeSchedule
 from cadence.probe import noise_scale, probe
-from cadence.statefile import snapshot
 from cadence.summary import read_summary
 from cadence.throughput import Estimate, Forecast, Turn, forecast, simple
 from cadence.warmup import warmup

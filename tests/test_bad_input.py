@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, CommandLine
 
-from cadence.checkpoint import latest
+from cadence.checkpoint.folder import latest
 
 STEP_SIZE = "must be a whole number: mini-batches per update, at least 1"
 

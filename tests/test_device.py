@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from warm import Warm
 
 from cadence.certificate import certify
-from cadence.checkpoint import FOLDER
+from cadence.checkpoint.file_format import read
+from cadence.checkpoint.folder import FOLDER
 from cadence.data.batch import Batch
 from cadence.device import compile_forward, is_compiled, uncompile
 from cadence.objectives import Classification
-from cadence.statefile import read
 
 
 class Chooses(nn.Module):

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from told import in_mlflow, in_the_folder, tracker
 
 from cadence import delivery
-from cadence.checkpoint import latest
+from cadence.checkpoint.folder import latest
 from cadence.plan.clock import Clock
 from cadence.sync import delivered
 

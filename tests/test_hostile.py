@@ -14,8 +14,8 @@ from conftest import CommandLine
 from told import in_mlflow, in_the_folder
 from warm import Warm
 
-from cadence.checkpoint import FOLDER
-from cadence.statefile import read
+from cadence.checkpoint.file_format import read
+from cadence.checkpoint.folder import FOLDER
 
 TRIED = "executed"
 """The file that hostile code would make where the command runs."""

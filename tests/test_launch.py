@@ -20,8 +20,8 @@ from conftest import ROOT, CommandLine
 from oracles import same
 from serving import free_port
 
-from cadence.checkpoint import latest
-from cadence.statefile import read
+from cadence.checkpoint.file_format import read
+from cadence.checkpoint.folder import latest
 
 PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
 

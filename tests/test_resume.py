@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from warm import Warm
 
 from cadence import Trainer
-from cadence.checkpoint import FOLDER, Checkpoints, latest
+from cadence.checkpoint.file_format import read
+from cadence.checkpoint.folder import FOLDER, Checkpoints, latest
 from cadence.config.checks import ConfigError
 from cadence.data import TensorData, loader
 from cadence.models.mlp import mlp
@@ -33,7 +34,6 @@ from cadence.objectives import Regression
 from cadence.plan.clock import Clock
 from cadence.plan.schedule import cosine
 from cadence.record import Fitted
-from cadence.statefile import read
 from cadence.system.locks import going_on
 from cadence.update import Outcome
 from src.resume import OVERRIDES, with_resume

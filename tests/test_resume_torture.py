@@ -14,7 +14,7 @@ from conftest import ROOT
 from oracles import same
 from test_resume import curves
 
-from cadence.statefile import read
+from cadence.checkpoint.file_format import read
 
 pytestmark = pytest.mark.slow
 

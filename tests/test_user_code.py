@@ -20,7 +20,7 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from cadence.checkpoint import FOLDER, latest
+from cadence.checkpoint.folder import FOLDER, latest
 
 
 def readme_files() -> dict[str, str]:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cadence.checkpoint import Checkpoints
-from cadence.state import State
-from cadence.statefile import Snapshot, snapshot
+from cadence.checkpoint.file_format import Snapshot, snapshot
+from cadence.checkpoint.folder import Checkpoints
+from cadence.checkpoint.state import State
 from cadence.system.signals import Interruption
 from cadence.trainer import Trainer
 
@@ -17,7 +17,7 @@ class Keeper:
         trainer: What is saved; its `fit` is to call `at_boundary`.
         checkpoints: Where it is saved.
         every: Samples between saves, at least 1; None = once an epoch, where that takes no more
-            than `cadence.checkpoint.MAX_SHARE` of the run's time.
+            than `cadence.checkpoint.folder.MAX_SHARE` of the run's time.
         config: The flattened config, kept with the state.
         mlflow_run_id: The run in MLflow; None = it is not tracked.
         interruption: What asks it to stop.

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from cadence.accumulation import Accumulator
+from cadence.checkpoint.file_format import snapshot, state_of
 from cadence.data.batch import Batch, sample_count
 from cadence.measure import warm_up
 from cadence.noise import NoiseScale
 from cadence.plan.window import windows
-from cadence.statefile import snapshot, state_of
 from cadence.throughput import Estimate, Round, Turn
 from cadence.trainer import Trainer, announce_epoch, batches_in
 from cadence.update import total_norm

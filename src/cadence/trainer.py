@@ -9,6 +9,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cadence import device as devices
+from cadence.checkpoint.state import (
+    State,
+    checked_model_state,
+    checked_optimizer_state,
+    random_states,
+    restore_random_states,
+)
 from cadence.data.batch import Batch, samples_in
 from cadence.distributed import Alone, Processes
 from cadence.measure import Evaluation, PeakMemory, WindowParts, evaluate
@@ -22,13 +29,6 @@ from cadence.plan.schedule import Schedule, constant
 from cadence.plan.shares import Plan, SharedStepSizes
 from cadence.plan.window import DEFAULT_STEP_SIZE
 from cadence.record import Fitted, Observer, Record
-from cadence.state import (
-    State,
-    checked_model_state,
-    checked_optimizer_state,
-    random_states,
-    restore_random_states,
-)
 from cadence.tuning import Auto
 from cadence.update import Update, checked_max_skipped, stop_if_diverged
 
@@ -319,7 +319,7 @@ class Trainer:
         """Take over where a run was, so that the next `fit` goes on as if it had never stopped.
 
         Args:
-            state: What `state` returned, or `cadence.statefile.read`.
+            state: What `state` returned, or `cadence.checkpoint.file_format.read`.
 
         Raises:
             ValueError: It is of another model or optimizer.

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, Trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from cadence import sweep as sweeps
-from cadence.checkpoint import has_begun
+from cadence.checkpoint.folder import has_begun
 from cadence.config.checks import ConfigError, checked, explained, quoted
 from cadence.console import open_console, print_report
 from cadence.report import write_report

@@ -5,7 +5,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, Trial
 
-from cadence.checkpoint import has_begun
+from cadence.checkpoint.folder import has_begun
 from cadence.summary import FILE as SUMMARY
 from cadence.summary import read_summary
 from cadence.system.locks import FILE as LOCK

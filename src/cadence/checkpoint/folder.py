@@ -25,8 +25,8 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
-from cadence.state import State
-from cadence.statefile import Snapshot, is_whole, read, snapshot, write_synced
+from cadence.checkpoint.file_format import Snapshot, is_whole, read, snapshot, write_synced
+from cadence.checkpoint.state import State
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Checkpoints:
         """Save what was a run's state when the snapshot was taken; see `save`.
 
         Args:
-            taken: What `cadence.statefile.snapshot` returned.
+            taken: What `cadence.checkpoint.file_format.snapshot` returned.
             best: Whether it is to be ``best.pt`` too.
 
         Raises:

@@ -43,7 +43,7 @@ def checked_model_state(model: nn.Module, state: State) -> dict[str, Any]:
 
     Args:
         model: What is to load it.
-        state: What `cadence.statefile.read` returned.
+        state: What `cadence.checkpoint.file_format.read` returned.
 
     Raises:
         ValueError: Names, shapes or dtypes differ.
@@ -62,7 +62,7 @@ def checked_optimizer_state(optimizer: Optimizer, state: State) -> dict[str, Any
 
     Args:
         optimizer: What is to load it.
-        state: What `cadence.statefile.read` returned.
+        state: What `cadence.checkpoint.file_format.read` returned.
 
     Raises:
         ValueError: They differ.

@@ -26,8 +26,8 @@ from typing import Any, BinaryIO, TypeAlias
 import torch
 from torch import Tensor
 
+from cadence.checkpoint.state import State, described, first_three
 from cadence.plan.clock import Clock
-from cadence.state import State, described, first_three
 
 SCHEMA = 1
 """What the fields of `State` mean; another number for every other meaning."""
@@ -156,7 +156,7 @@ def read(file: Path) -> State:
     """Return the state in a file, its tensors in host memory. No code in the file ever runs.
 
     Args:
-        file: What `cadence.checkpoint.Checkpoints` saved.
+        file: What `cadence.checkpoint.folder.Checkpoints` saved.
 
     Raises:
         ValueError: It is not there, damaged, no checkpoint, or another cadence's.

@@ -32,18 +32,18 @@ from oracles import CUDA, as_a_user_calls_it, same, weights
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from cadence import checkpoint as room
-from cadence import statefile
-from cadence.checkpoint import Checkpoints, latest
-from cadence.plan.clock import Clock
-from cadence.state import (
+from cadence.checkpoint import folder as room
+from cadence.checkpoint.file_format import read, snapshot
+from cadence.checkpoint.folder import Checkpoints, latest
+from cadence.checkpoint.folder import file_format as statefile
+from cadence.checkpoint.state import (
     State,
     checked_model_state,
     checked_optimizer_state,
     random_states,
     restore_random_states,
 )
-from cadence.statefile import read, snapshot
+from cadence.plan.clock import Clock
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
