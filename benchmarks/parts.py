@@ -20,9 +20,11 @@ import torch
 
 from benchmarks.figures import conditions, line, progress, said
 from benchmarks.jobs import digits_mlp
-from cadence import Trainer, accumulation, direct, update
+from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.data.loading import InMemoryLoader
+from cadence.engine import accumulation, update
+from cadence.engine import private_torch as direct
 from cadence.objectives import Classification
 from cadence.system.malloc import keep_memory
 

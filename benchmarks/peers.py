@@ -211,7 +211,7 @@ class AutoCadence(TrackedCadence):
         super().__enter__()
         chosen: list[str] = []
         handler = _Keeps(chosen)
-        tuning = logging.getLogger("cadence.tuning")
+        tuning = logging.getLogger("cadence.engine.autotune")
         tuning.setLevel(logging.INFO)
         tuning.addHandler(handler)
         for _ in range(PROBING_FITS):

@@ -23,10 +23,10 @@ from benchmarks.figures import conditions, line, progress, said
 from benchmarks.jobs import JOBS, Job
 from benchmarks.memory import minibatches
 from cadence import Trainer
+from cadence.engine.autotune import Auto
 from cadence.probe import STEP_SIZES, Turns
 from cadence.system.malloc import keep_memory
 from cadence.throughput import Estimate, Forecast, Model, Round, Turn, forecast, median_turns
-from cadence.tuning import Auto
 
 MEASURED = (1, 2, 4, 8, 16, 32)
 """The step_sizes whose throughput is measured."""

@@ -21,7 +21,7 @@ from benchmarks.figures import Spread, conditions, line, progress, said, spread
 from benchmarks.jobs import Job, digits_cnn, digits_mlp, pydocs_gpt
 from cadence import Trainer
 from cadence.data import TensorData, loader
-from cadence.device import compile_forward
+from cadence.engine.device import compile_forward
 from cadence.system.malloc import keep_memory
 
 

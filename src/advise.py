@@ -60,7 +60,7 @@ def _advise(cfg: DictConfig) -> None:
 
     from cadence.advice import advise
     from cadence.console import open_console, print_advice
-    from cadence.device import autocast_dtype
+    from cadence.engine.device import autocast_dtype
     from cadence.probe import probe
     from cadence.throughput import forecast
 

@@ -56,7 +56,7 @@ def build(
 
     from cadence import Trainer
     from cadence.data import loader
-    from cadence.device import compile_forward, resolved
+    from cadence.engine.device import compile_forward, resolved
     from cadence.plan.schedule import named_schedule
     from cadence.system.malloc import keep_memory
 
@@ -151,7 +151,7 @@ def _check_coupling(
     settings: "Config", model: "torch.nn.Module", objective: "Objective", batch_size: int
 ) -> None:
     """Refuse before anything is written what the trainer would refuse at its first window."""
-    from cadence.coupling import check_boundaries, coupling
+    from cadence.engine.coupling import check_boundaries, coupling
 
     size = settings.trainer.microbatch_size
     coupled_by = coupling(model, objective)

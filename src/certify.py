@@ -44,7 +44,7 @@ def _certify(cfg: DictConfig) -> bool:
 
     from cadence.certificate import certify
     from cadence.console import open_console, print_certificate
-    from cadence.device import autocast_dtype
+    from cadence.engine.device import autocast_dtype
     from cadence.plan.window import windows
 
     trainer, size = run.trainer, settings.trainer.microbatch_size

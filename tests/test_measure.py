@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cadence import measure
 from cadence.data.batch import Batch, sample_count
+from cadence.engine.out_of_memory import DoesNotFitError
 from cadence.measure import (
     PartTimer,
     PeakMemory,
@@ -23,7 +24,6 @@ from cadence.measure import (
     warm_up,
 )
 from cadence.objectives import Classification, LanguageModelling, MeanLoss, Regression
-from cadence.recovery import DoesNotFitError
 
 CPU = torch.device("cpu")
 MASKED = -100

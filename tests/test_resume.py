@@ -29,13 +29,13 @@ from cadence.checkpoint.file_format import read
 from cadence.checkpoint.folder import FOLDER, Checkpoints, latest
 from cadence.config.checks import ConfigError
 from cadence.data import TensorData, loader
+from cadence.engine.update import Outcome
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
 from cadence.plan.clock import Clock
 from cadence.plan.schedule import cosine
 from cadence.record import Fitted
 from cadence.system.locks import going_on
-from cadence.update import Outcome
 from src.resume import OVERRIDES, with_resume
 
 

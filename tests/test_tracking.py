@@ -12,10 +12,10 @@ from conftest import ROOT, CommandLine
 from mlflow.entities import Run
 from told import in_mlflow, in_the_folder, tracker
 
+from cadence.engine.update import Outcome
 from cadence.manifest import DELIVERED, Delivered
 from cadence.plan.clock import Clock
 from cadence.track import Tracker
-from cadence.update import Outcome
 
 
 def the_run(uri: str, folder: Path) -> Run:

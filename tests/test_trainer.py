@@ -32,13 +32,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.data.batch import Batch, sample_count
+from cadence.engine.update import DivergedError, Outcome
 from cadence.measure import WindowTime
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
 from cadence.plan.schedule import cosine
 from cadence.record import Fitted
-from cadence.update import DivergedError, Outcome
 
 LR = 0.05
 

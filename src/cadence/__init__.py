@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cadence.accumulation import accumulate
+    from cadence.engine.accumulation import accumulate
     from cadence.plan.window import windows
     from cadence.trainer import Trainer
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+from cadence.engine.noise_scale import LEVEL as NOISE_LEVEL
 from cadence.goodput import FLAT, best_whole, flat_region, goodput
-from cadence.noise import LEVEL as NOISE_LEVEL
 from cadence.table import Table, markdown, plain
 from cadence.throughput import LEVEL, NEAR_CEILING, Estimate, Forecast, Model
 

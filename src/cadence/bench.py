@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cadence.accumulation import accumulate
 from cadence.data.batch import Batch, mapped, moved, rebatched, sample_count
-from cadence.device import device_of, uncompile
+from cadence.engine.accumulation import accumulate
+from cadence.engine.device import device_of, uncompile
 from cadence.objectives import Objective
 from cadence.system.secrets import with_its_type
 

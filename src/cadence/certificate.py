@@ -26,7 +26,7 @@ from cadence.bench import (
     set_up,
 )
 from cadence.data.batch import Batch, sample_count
-from cadence.device import is_compiled
+from cadence.engine.device import is_compiled
 from cadence.objectives import Objective, items_in
 from cadence.splits import Comparison, Measured, compare_splits, shown
 from cadence.suspects import Cause, diagnosed, uncounted

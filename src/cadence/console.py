@@ -14,13 +14,13 @@ from rich.text import Text
 
 from cadence.advice import Advice, table_of_advice
 from cadence.certificate import Certificate
+from cadence.engine.noise_scale import LEVEL
+from cadence.engine.update import Outcome
 from cadence.measure import Evaluation, WindowTime
-from cadence.noise import LEVEL
 from cadence.plan.clock import Clock
 from cadence.record import Fitted
 from cadence.report import Report
 from cadence.table import Table as TextTable
-from cadence.update import Outcome
 from cadence.warmup import Warmup
 
 REFRESH_SECONDS = 0.25

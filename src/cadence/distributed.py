@@ -30,9 +30,9 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cadence.accumulation import NUMBERS, Summed
 from cadence.data.batch import Batch, first_samples, samples_in
 from cadence.draws import Draws
+from cadence.engine.accumulation import NUMBERS, Summed
 from cadence.objectives import HALF, Objective, items_in
 from cadence.partition import GathersWindows, Now, PlannedWindow, as_planned, own_windows
 from cadence.plan.clock import Limits

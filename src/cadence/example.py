@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cadence.bench import kept
 from cadence.data.batch import Batch, moved
-from cadence.device import device_of, uncompiled
+from cadence.engine.device import device_of, uncompiled
 from cadence.objectives import Objective
 
 

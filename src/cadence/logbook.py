@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from cadence.engine.update import Outcome
 from cadence.journal import Journal, Point
 from cadence.plan.clock import Clock
 from cadence.record import Fitted
-from cadence.update import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from mlflow.models import infer_signature
 from torch import Tensor, nn
 
-from cadence.device import device_of, uncompile
+from cadence.engine.device import device_of, uncompile
 
 
 def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadence.accumulation import wide
 from cadence.data.batch import Batch, moved, sample_count
+from cadence.engine.accumulation import wide
+from cadence.engine.out_of_memory import MemoryLimit, in_parts
 from cadence.objectives import Objective, ReportsTotals, items_in
-from cadence.recovery import MemoryLimit, in_parts
 from cadence.system.malloc import give_back
 
 T = TypeVar("T")

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from cadence.accumulation import Accumulator
 from cadence.checkpoint.file_format import snapshot, state_of
 from cadence.data.batch import Batch, sample_count
+from cadence.engine.accumulation import Accumulator
+from cadence.engine.noise_scale import NoiseScale
+from cadence.engine.update import total_norm
 from cadence.measure import warm_up
-from cadence.noise import NoiseScale
 from cadence.plan.window import windows
 from cadence.throughput import Estimate, Round, Turn
 from cadence.trainer import Trainer, announce_epoch, batches_in
-from cadence.update import total_norm
 
 STEP_SIZES = (1, 4, 16)
 """What takes turns, as far as an epoch has the mini-batches."""

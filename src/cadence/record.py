@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from cadence.engine.noise_scale import NoiseScale
+from cadence.engine.update import Outcome
 from cadence.measure import (
     UNKNOWN,
     UNTIMED,
@@ -19,9 +21,7 @@ from cadence.measure import (
     WindowParts,
     WindowTime,
 )
-from cadence.noise import NoiseScale
 from cadence.plan.clock import Clock
-from cadence.update import Outcome
 
 T = TypeVar("T")
 
@@ -74,10 +74,10 @@ class Fitted:
     """Wall time of the whole run, evaluations included."""
     device: str
     noise_scale: float | None = None
-    """An estimate of the gradient noise scale, in items; see `cadence.noise`. None = none was asked
+    """An estimate of the gradient noise scale, in items; see `cadence.engine.noise_scale`. None = none was asked
     for, NaN = unknown, infinite = larger than the windows can tell."""
     noise_scale_low: float | None = None
-    """The lower end of its interval at `cadence.noise.LEVEL`."""
+    """The lower end of its interval at `cadence.engine.noise_scale.LEVEL`."""
     noise_scale_high: float | None = None
     """The upper end; infinite = the windows set no bound."""
 

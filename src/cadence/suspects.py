@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cadence.bench import Bench, Wrapped, innermost, relative_errors
 from cadence.data.batch import Batch, rebatched, sample_count
-from cadence.device import device_of
+from cadence.engine.device import device_of
 from cadence.mixing import find_mixing
 from cadence.objectives import Objective
 from cadence.splits import Measured, compare_splits, shown

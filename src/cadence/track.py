@@ -37,13 +37,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cadence import address, database
 from cadence.delivery import Courier, Delivery, DeliveryError
+from cadence.engine.update import Outcome
 from cadence.journal import Journal, Point
 from cadence.logbook import Logbook, milliseconds
 from cadence.manifest import Delivered, Manifest
 from cadence.plan.clock import Clock
 from cadence.record import Fitted
 from cadence.system.secrets import in_one_line, redacted
-from cadence.update import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cadence import device as devices
 from cadence.checkpoint.state import (
     State,
     checked_model_state,
@@ -18,19 +17,20 @@ from cadence.checkpoint.state import (
 )
 from cadence.data.batch import Batch, samples_in
 from cadence.distributed import Alone, Processes
+from cadence.engine import device as devices
+from cadence.engine.autotune import Auto
+from cadence.engine.microbatching import Passes
+from cadence.engine.noise_scale import NoiseScale
+from cadence.engine.update import Update, checked_max_skipped, stop_if_diverged
 from cadence.measure import Evaluation, PeakMemory, WindowParts, evaluate
-from cadence.noise import NoiseScale
 from cadence.objectives import Objective
 from cadence.partition import GathersWindows, PlannedWindow
-from cadence.passes import Passes
 from cadence.plan.clock import Clock, Limits
 from cadence.plan.numbers import whole_number
 from cadence.plan.schedule import Schedule, constant
 from cadence.plan.shares import Plan, SharedStepSizes
 from cadence.plan.window import DEFAULT_STEP_SIZE
 from cadence.record import Fitted, Observer, Record
-from cadence.tuning import Auto
-from cadence.update import Update, checked_max_skipped, stop_if_diverged
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Trainer:
         max_skipped: Updates refused in a row that are borne, at least 0; one more stops the run.
         scaling: How learning rate and beta2 follow a step_size that changes, from what the
             optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see `cadence.plan.scaling`.
-        noise_scale: Whether the gradient noise scale is estimated; see `cadence.noise`.
+        noise_scale: Whether the gradient noise scale is estimated; see `cadence.engine.noise_scale`.
         processes: Those that train together, of which this is one; None = this one alone.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD
 
 from cadence import Trainer
-from cadence.coupling import coupling
+from cadence.engine.coupling import coupling
 from cadence.objectives import Regression
 
 REFUSED = (

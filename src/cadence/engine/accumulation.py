@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from cadence import direct
 from cadence.data.batch import Batch, Gathered, moved, rebatched
-from cadence.noise import Parts
+from cadence.engine import private_torch as direct
+from cadence.engine.noise_scale import Parts
 from cadence.objectives import HALF, Objective, items_in
 
 NUMBERS = 3
@@ -139,7 +139,7 @@ class Accumulator:
             microbatch_size: As in `accumulate`.
             items: The items of the whole window, all processes together; None = those in it here.
             measured: The parameters whose gradients by the micro-batches are measured as well, for
-                `cadence.noise`; the sum is the same, bit for bit. ``.grad`` must be empty before.
+                `cadence.engine.noise_scale`; the sum is the same, bit for bit. ``.grad`` must be empty before.
                 None of them = nothing is measured.
         """
         objective, device = self.objective, self._device

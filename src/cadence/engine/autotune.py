@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 
 from cadence.data.batch import Batch, elements_per_sample, sample_count
-from cadence.recovery import MemoryLimit
+from cadence.engine.out_of_memory import MemoryLimit
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from cadence.accumulation import Accumulated, Accumulator, Summed, checked_microbatch_size
-from cadence.coupling import check_boundaries, coupling
 from cadence.data.batch import Batch, sample_count, samples_in
-from cadence.noise import is_measured
+from cadence.engine.accumulation import Accumulated, Accumulator, Summed, checked_microbatch_size
+from cadence.engine.autotune import Auto, Tuner
+from cadence.engine.coupling import check_boundaries, coupling
+from cadence.engine.noise_scale import is_measured
+from cadence.engine.out_of_memory import FittingAccumulator, MemoryLimit
 from cadence.objectives import Objective
 from cadence.plan.numbers import whole_number
-from cadence.recovery import FittingAccumulator, MemoryLimit
-from cadence.tuning import Auto, Tuner
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Passes:
         threads: Threads of an operation on the CPU, at least 1; None = as torch has it; ``auto`` =
             the fewest up to that which are as fast as any.
         allow_batch_coupling: Whether mini-batches may be split and joined even where that changes
-            what is trained; see `cadence.coupling`.
+            what is trained; see `cadence.engine.coupling`.
         autocast: As in `cadence.accumulate`.
         scaler: As in `cadence.accumulate`.
 
@@ -72,9 +72,9 @@ class Passes:
         Args:
             model: The model, on its device.
             objective: What to count and sum.
-            summed: As in `cadence.accumulation.Accumulator`.
+            summed: As in `cadence.engine.accumulation.Accumulator`.
             measured: The parameters whose gradients by parts are measured in some windows; see
-                `cadence.noise`. None of them = nothing is measured.
+                `cadence.engine.noise_scale`. None of them = nothing is measured.
         """
         self._is_first = True
         self._is_one_of_several = summed is not None
@@ -109,7 +109,7 @@ class Passes:
         Args:
             window: The mini-batches of one update, or this process's part of them.
             step_size: The mini-batches of a full window, or of that part.
-            items: As in `cadence.accumulation.Accumulator`.
+            items: As in `cadence.engine.accumulation.Accumulator`.
             windows_before: The windows of the run before it.
 
         Raises:

@@ -25,8 +25,8 @@ from torch.optim import SGD
 
 from cadence import Trainer
 from cadence.data.batch import Batch, sample_count
+from cadence.engine.out_of_memory import DoesNotFitError, MemoryLimit, is_out_of_memory
 from cadence.objectives import Regression
-from cadence.recovery import DoesNotFitError, MemoryLimit, is_out_of_memory
 
 SAID = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "

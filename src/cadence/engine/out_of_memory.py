@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cadence.accumulation import Accumulated, Accumulator
 from cadence.data.batch import Batch, elements_per_sample, rebatched, sample_count, samples_in
+from cadence.engine.accumulation import Accumulated, Accumulator
 from cadence.objectives import items_in
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class MemoryLimit:
 
 
 class FittingAccumulator:
-    """`cadence.accumulation.Accumulator` that goes on by smaller micro-batches out of memory.
+    """`cadence.engine.accumulation.Accumulator` that goes on by smaller micro-batches out of memory.
 
     What a failed try left behind is undone: gradients, the random states of torch (on the host and
     the model's device), numpy and Python, and the model's buffers, such as running means. So the
@@ -154,8 +154,8 @@ class FittingAccumulator:
         Args:
             window: Its mini-batches.
             size: Samples per forward and backward; None = one mini-batch.
-            items: As in `cadence.accumulation.Accumulator`.
-            measured: As in `cadence.accumulation.Accumulator`.
+            items: As in `cadence.engine.accumulation.Accumulator`.
+            measured: As in `cadence.engine.accumulation.Accumulator`.
 
         Raises:
             DoesNotFitError: Not even one sample fits.

@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
-from cadence import direct
+from cadence.engine import private_torch as direct
 
 
 class _RecordingSGD(SGD):

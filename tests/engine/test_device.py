@@ -17,7 +17,7 @@ from cadence.certificate import certify
 from cadence.checkpoint.file_format import read
 from cadence.checkpoint.folder import FOLDER
 from cadence.data.batch import Batch
-from cadence.device import compile_forward, is_compiled, uncompile
+from cadence.engine.device import compile_forward, is_compiled, uncompile
 from cadence.objectives import Classification
 
 

@@ -19,14 +19,14 @@ from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 
 from cadence import Trainer
-from cadence.accumulation import Accumulated, Accumulator
 from cadence.console import Display
 from cadence.data import TensorData, loader
+from cadence.engine.accumulation import Accumulated, Accumulator
+from cadence.engine.microbatching import Passes
+from cadence.engine.noise_scale import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts
 from cadence.journal import Journal
 from cadence.logbook import Logbook
-from cadence.noise import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts
 from cadence.objectives import LanguageModelling, Regression
-from cadence.passes import Passes
 from cadence.plan.clock import Clock
 
 
@@ -388,7 +388,7 @@ def test_the_search_for_the_fastest_is_not_told_of_measured_windows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr("cadence.tuning.Tuner.took", lambda *_: told.append(1))
+    monkeypatch.setattr("cadence.engine.autotune.Tuner.took", lambda *_: told.append(1))
     standing_still(2, 4, microbatch_size="auto").fit([*stream(64, 4, seed=0)], epochs=1)
 
     assert len(told) == 32 - 1  # it waits at a single pass, of which one in forty is measured

@@ -15,8 +15,8 @@ from torch.linalg import vector_norm
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
-from cadence import direct
-from cadence.accumulation import Accumulated, dense, wide
+from cadence.engine import private_torch as direct
+from cadence.engine.accumulation import Accumulated, dense, wide
 from cadence.plan.clock import Clock
 from cadence.plan.numbers import number_above_0, whole_number
 from cadence.plan.scaling import check_rule, scaled

@@ -14,11 +14,11 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from cadence import accumulate, windows
-from cadence.accumulation import Accumulated, Accumulator
+from cadence.engine.accumulation import Accumulated, Accumulator
+from cadence.engine.update import DivergedError, Outcome, Update, stop_if_diverged, total_norm
 from cadence.objectives import Regression
 from cadence.plan.clock import Clock
 from cadence.plan.schedule import constant
-from cadence.update import DivergedError, Outcome, Update, stop_if_diverged, total_norm
 
 NAN, INF = math.nan, math.inf
 START = Clock()
@@ -132,7 +132,7 @@ def test_what_is_not_finite_is_refused_and_nothing_moves(
     assert weight.grad is None
     assert caplog.record_tuples == [
         (
-            "cadence.update",
+            "cadence.engine.update",
             logging.WARNING,
             f"samples=12: {told}; the update is refused, the weights stay",
         )

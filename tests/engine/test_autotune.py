@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from cadence import Trainer
+from cadence.engine.autotune import Setting, Tuner
+from cadence.engine.out_of_memory import MemoryLimit
 from cadence.objectives import Regression
-from cadence.recovery import MemoryLimit
-from cadence.tuning import Setting, Tuner
 
 Cost = Callable[[Setting], float]
 """The seconds that a sample takes under a setting."""
@@ -174,7 +174,7 @@ def test_of_threads_that_are_as_fast_the_fewest_are_chosen(four: float, expected
 def test_auto_trains_what_null_trains_and_says_what_it_tried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "cadence.tuning")
+    caplog.set_level(logging.INFO, "cadence.engine.autotune")
     data = cut(regression_pair(8 * 60), [8] * 60)
     models = []
     for microbatch_size in (None, "auto"):

@@ -1,0 +1,1 @@
+"""One window: its gradient, its memory, its micro-batches, its update."""
