@@ -45,9 +45,9 @@ from benchmarks.jobs import JOBS, Job
 from benchmarks.memory import minibatches
 from cadence import Trainer
 from cadence.distributed import joined
+from cadence.metrics.window_time_model import Model, Round, Turn, median_turns, simple
 from cadence.pareto import FRONT, INK, KNEE, PALE
 from cadence.system.malloc import keep_memory
-from cadence.throughput import Model, Round, Turn, median_turns, simple
 
 PROCESSES = 2
 

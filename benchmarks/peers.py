@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from benchmarks.jobs import Loss, Workload
 from cadence import Trainer
-from cadence.record import Observer
+from cadence.metrics.record import Observer
 from cadence.track import Tracker
 
 TRIED_WINDOWS = 8

@@ -24,9 +24,17 @@ from benchmarks.jobs import JOBS, Job
 from benchmarks.memory import minibatches
 from cadence import Trainer
 from cadence.engine.autotune import Auto
+from cadence.metrics.window_time_model import (
+    Estimate,
+    Forecast,
+    Model,
+    Round,
+    Turn,
+    forecast,
+    median_turns,
+)
 from cadence.probe import STEP_SIZES, Turns
 from cadence.system.malloc import keep_memory
-from cadence.throughput import Estimate, Forecast, Model, Round, Turn, forecast, median_turns
 
 MEASURED = (1, 2, 4, 8, 16, 32)
 """The step_sizes whose throughput is measured."""

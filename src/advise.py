@@ -61,8 +61,8 @@ def _advise(cfg: DictConfig) -> None:
     from cadence.advice import advise
     from cadence.console import open_console, print_advice
     from cadence.engine.device import autocast_dtype
+    from cadence.metrics.window_time_model import forecast
     from cadence.probe import probe
-    from cadence.throughput import forecast
 
     console = open_console()
     console.print(f"probe    {_what(settings)}, on {run.trainer.device}", markup=False)
@@ -120,8 +120,8 @@ def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
     """Keep the picture and the table, and return their folder."""
     from cadence.advice import advice_markdown
     from cadence.curve import advice_png
+    from cadence.metrics.window_time_model import median_turns
     from cadence.system.atomic_write import write_whole
-    from cadence.throughput import median_turns
 
     chosen = HydraConfig.get().run.dir
     folder = ROOT / "mlruns" / "advice" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
@@ -167,7 +167,7 @@ def advise_on(wanted: str) -> None:
         ValueError: It is still going on.
     """
     from cadence.console import open_console, print_warmup
-    from cadence.summary import FILE, read_summary
+    from cadence.metrics.summary import FILE, read_summary
     from cadence.warmup import warmup
 
     folder = run_folder("run", wanted, ROOT / "mlruns" / "runs")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cadence.config.schema import Config
     from cadence.distributed import Processes
-    from cadence.record import Fitted, Observer
+    from cadence.metrics.record import Fitted, Observer
     from cadence.track import Tracker
 
 log = logging.getLogger(__name__)

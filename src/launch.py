@@ -207,7 +207,7 @@ def _traces(folder: Path) -> dict[str, int]:
     """Return when each file was written that tells of a session: a new one has changed some."""
     from cadence.checkpoint.folder import FOLDER
     from cadence.manifest import FILE as MANIFEST
-    from cadence.summary import FILE as SUMMARY
+    from cadence.metrics.summary import FILE as SUMMARY
 
     files = (folder / MANIFEST, folder / SUMMARY, folder / FOLDER, *(folder / FOLDER).glob("*.pt"))
     return {str(file): file.stat().st_mtime_ns for file in files if file.exists()}
@@ -219,7 +219,7 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
     from cadence.delivery import DeliveryError
     from cadence.logbook import milliseconds
     from cadence.manifest import Delivered, Manifest
-    from cadence.summary import mark_ended
+    from cadence.metrics.summary import mark_ended
     from cadence.sync import delivered
 
     manifest = Manifest.load(folder)

@@ -191,7 +191,7 @@ def take_over(folder: Path, cfg: DictConfig, *, begins: bool) -> None:
         OSError: The disk does not take it.
     """
     from cadence.checkpoint.folder import forget
-    from cadence.summary import FILE as SUMMARY
+    from cadence.metrics.summary import FILE as SUMMARY
 
     if begins:
         forget(folder)

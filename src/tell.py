@@ -126,7 +126,7 @@ def summarised(
     Raises:
         OSError: The disk does not take summary.json.
     """
-    from cadence.summary import write_summary
+    from cadence.metrics.summary import write_summary
     from cadence.track import status_after
 
     error: BaseException | None = None

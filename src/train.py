@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from cadence.checkpoint.state import State
     from cadence.config.schema import Config
     from cadence.distributed import Processes
-    from cadence.record import Observer
+    from cadence.metrics.record import Observer
 
 TRUSTED_TARGETS = (
     "cadence.data.*",

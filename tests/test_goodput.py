@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cadence.goodput import best_whole, efficiency, flat_region, goodput
-from cadence.throughput import Line, Model, simple
+from cadence.metrics.window_time_model import Line, Model, simple
 
 LIMIT = 256
 

@@ -30,11 +30,11 @@ from cadence.checkpoint.folder import FOLDER, Checkpoints, latest
 from cadence.config.checks import ConfigError
 from cadence.data import TensorData, loader
 from cadence.engine.update import Outcome
+from cadence.metrics.record import Fitted
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
 from cadence.plan.clock import Clock
 from cadence.plan.schedule import cosine
-from cadence.record import Fitted
 from cadence.system.locks import going_on
 from src.resume import OVERRIDES, with_resume
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from cadence.engine.noise_scale import LEVEL as NOISE_LEVEL
 from cadence.goodput import FLAT, best_whole, flat_region, goodput
+from cadence.metrics.window_time_model import LEVEL, NEAR_CEILING, Estimate, Forecast, Model
 from cadence.table import Table, markdown, plain
-from cadence.throughput import LEVEL, NEAR_CEILING, Estimate, Forecast, Model
 
 LARGEST = 64
 """The largest step_size that is looked at."""

@@ -16,9 +16,9 @@ from cadence.advice import Advice, table_of_advice
 from cadence.certificate import Certificate
 from cadence.engine.noise_scale import LEVEL
 from cadence.engine.update import Outcome
-from cadence.measure import Evaluation, WindowTime
+from cadence.metrics.measure import Evaluation, WindowTime
+from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
-from cadence.record import Fitted
 from cadence.report import Report
 from cadence.table import Table as TextTable
 from cadence.warmup import Warmup

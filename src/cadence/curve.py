@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cadence.advice import Advice
+from cadence.metrics.window_time_model import Estimate, Round
 from cadence.pareto import FRONT, INK, KNEE, PALE, REST
-from cadence.throughput import Estimate, Round
 
 WIDTH, HEIGHT = 1200, 600
 """Pixels."""

@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from cadence.ledger import Ledger, shown
-from cadence.throughput import Turn
+from cadence.metrics.window_time_model import Turn
 
 STEP_SIZE = "trainer.step_size"
 

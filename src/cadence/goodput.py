@@ -24,7 +24,7 @@ moment, which grows while a model learns.
 
 import math
 
-from cadence.throughput import Model
+from cadence.metrics.window_time_model import Model
 
 FLAT = 0.95
 """The share of the best goodput that counts as no difference."""

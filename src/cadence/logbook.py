@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 
 from cadence.engine.update import Outcome
 from cadence.journal import Journal, Point
+from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
-from cadence.record import Fitted
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from cadence.front import Measure, Result, number
-from cadence.throughput import Turn, fitted
+from cadence.metrics.window_time_model import Turn, fitted
 
 NEUTRAL = ("trainer.step_size", "optimizer.lr", "optimizer.weight_decay", "scaling.", "schedule.")
 """The beginnings of the searched keys that leave the time of a window of given samples alone."""

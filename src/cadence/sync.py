@@ -15,7 +15,7 @@ from cadence.journal import Journal
 from cadence.lineage import parent_of_folder
 from cadence.manifest import DELIVERED, Delivered, Manifest
 from cadence.manifest import FILE as MANIFEST
-from cadence.summary import FILE as SUMMARY
+from cadence.metrics.summary import FILE as SUMMARY
 from cadence.system.atomic_write import write_whole
 from cadence.system.secrets import HIDDEN, redacted
 from cadence.track import Mlflow

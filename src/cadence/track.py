@@ -41,8 +41,8 @@ from cadence.engine.update import Outcome
 from cadence.journal import Journal, Point
 from cadence.logbook import Logbook, milliseconds
 from cadence.manifest import Delivered, Manifest
+from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
-from cadence.record import Fitted
 from cadence.system.secrets import in_one_line, redacted
 
 log = logging.getLogger(__name__)

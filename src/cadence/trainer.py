@@ -22,7 +22,8 @@ from cadence.engine.autotune import Auto
 from cadence.engine.microbatching import Passes
 from cadence.engine.noise_scale import NoiseScale
 from cadence.engine.update import Update, checked_max_skipped, stop_if_diverged
-from cadence.measure import Evaluation, PeakMemory, WindowParts, evaluate
+from cadence.metrics.measure import Evaluation, PeakMemory, WindowParts, evaluate
+from cadence.metrics.record import Fitted, Observer, Record
 from cadence.objectives import Objective
 from cadence.partition import GathersWindows, PlannedWindow
 from cadence.plan.clock import Clock, Limits
@@ -30,7 +31,6 @@ from cadence.plan.numbers import whole_number
 from cadence.plan.schedule import Schedule, constant
 from cadence.plan.shares import Plan, SharedStepSizes
 from cadence.plan.window import DEFAULT_STEP_SIZE
-from cadence.record import Fitted, Observer, Record
 
 log = logging.getLogger(__name__)
 
@@ -363,7 +363,7 @@ class Trainer:
         return self._record.windows()
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
-        """Return the model's means over all items of some mini-batches; see `cadence.measure`.
+        """Return the model's means over all items of some mini-batches; see `cadence.metrics.measure`.
 
         Args:
             minibatches: The held-out data, read once.

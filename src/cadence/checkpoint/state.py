@@ -31,7 +31,7 @@ class State:
     random: dict[str, Any]
     """What `random_states` returned, once or more, by name."""
     record: dict[str, Any]
-    """What `cadence.record.Record.state` returned."""
+    """What `cadence.metrics.record.Record.state` returned."""
     config: dict[str, Any]
     """The flattened config: a key such as ``trainer.step_size`` to its value."""
     mlflow_run_id: str | None

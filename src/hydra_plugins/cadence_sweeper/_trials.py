@@ -6,8 +6,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, Trial
 
 from cadence.checkpoint.folder import has_begun
-from cadence.summary import FILE as SUMMARY
-from cadence.summary import read_summary
+from cadence.metrics.summary import FILE as SUMMARY
+from cadence.metrics.summary import read_summary
 from cadence.system.locks import FILE as LOCK
 from cadence.system.locks import goes_on
 

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadence.throughput import LEVEL, Line, Model, Turn, fitted, forecast, median_turns, simple
+from cadence.metrics.window_time_model import (
+    LEVEL,
+    Line,
+    Model,
+    Turn,
+    fitted,
+    forecast,
+    median_turns,
+    simple,
+)
 
 SIZES = (1, 2, 4, 8, 16, 32)
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from oracles import FORMS, SIZES, cut, regression_pair
 from torch import Tensor, nn
 
-from cadence import measure
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.out_of_memory import DoesNotFitError
-from cadence.measure import (
+from cadence.metrics import measure
+from cadence.metrics.measure import (
     PartTimer,
     PeakMemory,
     Stopwatch,
@@ -164,7 +164,7 @@ def test_throughput_is_that_of_the_median_window_after_the_warm_up(
 ) -> None:
     """Twenty windows of 100 samples; the first tenth is warm-up, an evaluation is not timed."""
     now = 0.0
-    monkeypatch.setattr("cadence.measure.perf_counter", lambda: now)
+    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: now)
     stopwatch = Stopwatch()
     assert stopwatch.throughput() is None
 
@@ -180,7 +180,7 @@ def test_throughput_is_that_of_the_median_window_after_the_warm_up(
 
 def test_the_throughput_of_a_single_window_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("cadence.measure.perf_counter", lambda: now)
+    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: now)
     stopwatch = Stopwatch()
     now = 0.5
 
@@ -214,7 +214,7 @@ def timed(timer: PartTimer, clock: Clockwork, windows: int, sync: float = 0.0) -
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
     clock = Clockwork()
-    monkeypatch.setattr("cadence.measure.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: clock.now)
     return clock
 
 
@@ -239,7 +239,7 @@ def test_with_one_process_synchronisation_takes_no_time_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ticks = map(float, range(100))
-    monkeypatch.setattr("cadence.measure.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: next(ticks))
     timer = PartTimer(CPU)
 
     for _ in timer.arriving(range(2)):

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from cadence.record import Fitted
+from cadence.metrics.record import Fitted
 from cadence.system.atomic_write import write_whole
 
 FILE = "summary.json"
@@ -25,7 +25,7 @@ def write_summary(
 ) -> Path:
     """Write summary.json into a run's folder, whole or not at all.
 
-    The names are those of `cadence.record.Fitted`, with each validation metric as ``val_NAME`` and
+    The names are those of `cadence.metrics.record.Fitted`, with each validation metric as ``val_NAME`` and
     each part of a window's time as ``time_NAME``; what is not a finite number is null.
 
     Args:

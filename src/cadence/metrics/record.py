@@ -10,7 +10,7 @@ import torch
 
 from cadence.engine.noise_scale import NoiseScale
 from cadence.engine.update import Outcome
-from cadence.measure import (
+from cadence.metrics.measure import (
     UNKNOWN,
     UNTIMED,
     Evaluation,
@@ -63,13 +63,13 @@ class Fitted:
     val_metrics: dict[str, float]
     """The objective's further validation means, such as ``accuracy``."""
     samples_per_second: float
-    """Median over the windows; see `cadence.measure.Throughput`."""
+    """Median over the windows; see `cadence.metrics.measure.Throughput`."""
     samples_per_second_p10: float
     samples_per_second_p90: float
     time: WindowTime
     """Where the time of a window goes."""
     peak_memory_mib: float
-    """Most memory taken, counted from the start of the run; see `cadence.measure.PeakMemory`."""
+    """Most memory taken, counted from the start of the run; see `cadence.metrics.measure.PeakMemory`."""
     seconds: float
     """Wall time of the whole run, evaluations included."""
     device: str

@@ -1,0 +1,1 @@
+"""What is measured of a run: time, memory, evaluation, and the result."""
