@@ -44,7 +44,7 @@ from benchmarks.figures import conditions, line, progress, said, spread
 from benchmarks.jobs import JOBS, Job
 from benchmarks.memory import minibatches
 from cadence import Trainer
-from cadence.distributed import joined
+from cadence.distributed.process_group import joined
 from cadence.metrics.window_time_model import Model, Round, Turn, median_turns, simple
 from cadence.pareto import FRONT, INK, KNEE, PALE
 from cadence.system.malloc import keep_memory

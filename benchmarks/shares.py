@@ -22,7 +22,7 @@ from cadence import Trainer
 from cadence.data import loader
 from cadence.data.batch import Batch
 from cadence.data.digits import digits
-from cadence.distributed import Alone, Processes, joined
+from cadence.distributed.process_group import Alone, Processes, joined
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cadence import Trainer
     from cadence.config.schema import Config
     from cadence.data import Data
-    from cadence.distributed import Processes
+    from cadence.distributed.process_group import Processes
     from cadence.objectives import Objective
 
 WINDOW = "distributed.window"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cadence.config.schema import Config
-    from cadence.distributed import Processes
+    from cadence.distributed.process_group import Processes
     from cadence.metrics.record import Fitted, Observer
     from cadence.track import Tracker
 

@@ -15,7 +15,7 @@ from cadence.config import checks as configs
 
 if TYPE_CHECKING:
     from cadence.config.schema import Config
-    from cadence.distributed import Processes
+    from cadence.distributed.process_group import Processes
     from src.build import Run
 
 WITHOUT_A_TRACE = (
@@ -109,7 +109,7 @@ def _cuda_devices() -> int:
 @contextmanager
 def joined_processes(settings: "Config", count: int) -> Iterator["Processes"]:
     """Join the run's other processes, each on its own device and with its share of the cores."""
-    from cadence.distributed import Alone, joined
+    from cadence.distributed.process_group import Alone, joined
 
     if count == 1:
         yield Alone()

@@ -246,7 +246,7 @@ def _work(
     trained: Trained, trusted: Sequence[str], cfg: DictConfig, hydra: DictConfig, failures: Path
 ) -> tuple[float, float] | int:
     """Train as one of several processes; return the objectives, or the signal that ended it."""
-    from cadence.distributed import LostError
+    from cadence.distributed.process_group import LostError
 
     os.setsid()  # Ctrl-C in a terminal comes once, by the process that hands it on
     for number in SIGNALS:

@@ -46,7 +46,7 @@ from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_loo
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State
     from cadence.config.schema import Config
-    from cadence.distributed import Processes
+    from cadence.distributed.process_group import Processes
     from cadence.metrics.record import Observer
 
 TRUSTED_TARGETS = (

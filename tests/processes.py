@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from cadence import Trainer
 from cadence.data import TensorData, loader
-from cadence.distributed import Joined, joined
+from cadence.distributed.process_group import Joined, joined
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
 from cadence.plan.shares import Balance
@@ -380,7 +380,7 @@ def shared_anew(processes: Joined) -> Found:
         model = Plain()
         optimizer = SGD(model.parameters(), lr=0.3)
         trainer = Trainer(model, optimizer, Regression(), 2, "cpu", processes=processes)
-        with said("cadence.distributed") as lines:
+        with said("cadence.distributed.process_group") as lines:
             trainer.fit(minibatches, epochs=2)
         found[kind] = {
             "weights": [each.detach() for each in model.parameters()],

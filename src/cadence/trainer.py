@@ -16,7 +16,8 @@ from cadence.checkpoint.state import (
     restore_random_states,
 )
 from cadence.data.batch import Batch, samples_in
-from cadence.distributed import Alone, Processes
+from cadence.distributed.partition import GathersWindows, PlannedWindow
+from cadence.distributed.process_group import Alone, Processes
 from cadence.engine import device as devices
 from cadence.engine.autotune import Auto
 from cadence.engine.microbatching import Passes
@@ -25,7 +26,6 @@ from cadence.engine.update import Update, checked_max_skipped, stop_if_diverged
 from cadence.metrics.measure import Evaluation, PeakMemory, WindowParts, evaluate
 from cadence.metrics.record import Fitted, Observer, Record
 from cadence.objectives import Objective
-from cadence.partition import GathersWindows, PlannedWindow
 from cadence.plan.clock import Clock, Limits
 from cadence.plan.numbers import whole_number
 from cadence.plan.schedule import Schedule, constant
@@ -169,7 +169,7 @@ class Trainer:
         Args:
             train_loader: Yields the mini-batches of an epoch each time it is iterated. Where it,
                 its sampler or its batch sampler has ``set_epoch``, it is told the epoch before.
-                One that `cadence.partition.GathersWindows` is asked for whole windows instead.
+                One that `cadence.distributed.partition.GathersWindows` is asked for whole windows instead.
                 Several processes give the same one each; that room says what each then reads.
             val_loader: The held-out mini-batches; None = no evaluation. Of several processes only
                 process 0 needs it.

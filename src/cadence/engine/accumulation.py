@@ -33,7 +33,7 @@ Summed: TypeAlias = Callable[
     [Float[Tensor, " numbers"], MutableMapping[nn.Parameter, Tensor | None]],
     Float[Tensor, " numbers"],
 ]
-"""Adds what other processes have of a window: see `cadence.distributed.Processes.sum`."""
+"""Adds what other processes have of a window: see `cadence.distributed.process_group.Processes.sum`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 from torch.utils.data import DataLoader, IterableDataset
 
 from cadence.data.batch import Batch, first_samples
-from cadence.draws import Draws
+from cadence.distributed.random_numbers import Draws
 from cadence.plan.clock import Clock
 from cadence.plan.shares import Plan, Share
 from cadence.plan.window import windows

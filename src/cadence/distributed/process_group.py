@@ -31,10 +31,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cadence.data.batch import Batch, first_samples, samples_in
-from cadence.draws import Draws
+from cadence.distributed.partition import (
+    GathersWindows,
+    Now,
+    PlannedWindow,
+    as_planned,
+    own_windows,
+)
+from cadence.distributed.random_numbers import Draws
 from cadence.engine.accumulation import NUMBERS, Summed
 from cadence.objectives import HALF, Objective, items_in
-from cadence.partition import GathersWindows, Now, PlannedWindow, as_planned, own_windows
 from cadence.plan.clock import Limits
 from cadence.plan.shares import Balance, Plan, Share
 from cadence.plan.window import windows
