@@ -55,8 +55,8 @@ def fit_and_keep(
     """
     from cadence.checkpoint.folder import FOLDER, Checkpoints
     from cadence.engine.update import DivergedError
-    from cadence.keeper import Keeper
     from cadence.system.signals import Interruption
+    from cadence.training.checkpointing import Keeper
 
     if _is_at_its_end(settings, run):
         log.warning("the run had come to its end; a higher limit, such as trainer.max_epochs, "

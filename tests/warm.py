@@ -23,7 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 IMPORTED = (
     *("torch", "mlflow.pytorch", "optuna", "sklearn.datasets", "matplotlib.pyplot", "plotly"),
-    *("cadence.console", "cadence.keeper", "cadence.lineage", "cadence.report", "cadence.track"),
+    *(
+        "cadence.console",
+        "cadence.training.checkpointing",
+        "cadence.lineage",
+        "cadence.report",
+        "cadence.track",
+    ),
     "hydra_plugins.cadence_sweeper._impl",
 )
 """What takes long to import, and what no test replaces."""

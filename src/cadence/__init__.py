@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cadence.engine.accumulation import accumulate
     from cadence.plan.window import windows
-    from cadence.trainer import Trainer
+    from cadence.training.trainer import Trainer
 
 __all__ = ["Trainer", "accumulate", "windows"]
 

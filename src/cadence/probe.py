@@ -22,7 +22,7 @@ from cadence.engine.update import total_norm
 from cadence.metrics.measure import warm_up
 from cadence.metrics.window_time_model import Estimate, Round, Turn
 from cadence.plan.window import windows
-from cadence.trainer import Trainer, announce_epoch, batches_in
+from cadence.training.trainer import Trainer, announce_epoch, batches_in
 
 STEP_SIZES = (1, 4, 16)
 """What takes turns, as far as an epoch has the mini-batches."""

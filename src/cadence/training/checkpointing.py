@@ -7,7 +7,7 @@ from cadence.checkpoint.file_format import Snapshot, snapshot
 from cadence.checkpoint.folder import Checkpoints
 from cadence.checkpoint.state import State
 from cadence.system.signals import Interruption
-from cadence.trainer import Trainer
+from cadence.training.trainer import Trainer
 
 
 class Keeper:
