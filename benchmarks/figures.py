@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cadence.provenance import git_tags
+from cadence.tracking.provenance import git_tags
 
 ROOT = Path(__file__).resolve().parents[1]
 

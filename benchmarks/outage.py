@@ -25,9 +25,9 @@ from benchmarks.figures import conditions, line, progress, said, spread
 from benchmarks.jobs import digits_mlp
 from cadence import Trainer
 from cadence.data import TensorData, loader
-from cadence.journal import FILE
-from cadence.sync import delivered
 from cadence.track import Tracker
+from cadence.tracking.metrics_file import FILE
+from cadence.tracking.sync import delivered
 
 POINTS = 1000
 """Windows of a run whose numbers are kept."""

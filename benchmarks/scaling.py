@@ -32,12 +32,12 @@ from benchmarks.jobs import digits_mlp
 from benchmarks.memory import minibatches
 from cadence import Trainer
 from cadence.engine.update import Outcome
-from cadence.journal import Journal, Point
 from cadence.models.mlp import mlp
 from cadence.pareto import FRONT, INK, KNEE, PALE
 from cadence.plan.clock import Clock
 from cadence.system.malloc import keep_memory
 from cadence.track import Tracker
+from cadence.tracking.metrics_file import Journal, Point
 
 Measurement: TypeAlias = Callable[[int], tuple[float, float]]
 """size -> what it amounts to on the axis, and the seconds it took."""

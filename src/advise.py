@@ -36,8 +36,8 @@ from src.usage import with_own_help
 if TYPE_CHECKING:
     from cadence.advice import Advice
     from cadence.config.schema import Config
-    from cadence.journal import Point
     from cadence.probe import Probe
+    from cadence.tracking.metrics_file import Point
 
 
 USAGE = "usage: python -m src.advise [overrides], or run=<run folder, or last>"
@@ -136,7 +136,7 @@ def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
 def _note(cfg: DictConfig, settings: "Config", advice: "Advice", folder: Path) -> str:
     """Log the advice to MLflow, and return its run."""
     from cadence.note import note
-    from cadence.provenance import git_tags
+    from cadence.tracking.provenance import git_tags
 
     choices = HydraConfig.get().runtime.choices
     chosen = next(row for row in advice.rows if row.step_size == advice.step_size)
@@ -210,7 +210,7 @@ def _points(folder: Path) -> "list[Point]":
     Raises:
         ValueError: It is still going on.
     """
-    from cadence.journal import FILE, Journal
+    from cadence.tracking.metrics_file import FILE, Journal
 
     if not (folder / FILE).exists():
         return []

@@ -206,8 +206,8 @@ def _first(failures: Path, error: Any) -> Failure:
 def _traces(folder: Path) -> dict[str, int]:
     """Return when each file was written that tells of a session: a new one has changed some."""
     from cadence.checkpoint.folder import FOLDER
-    from cadence.manifest import FILE as MANIFEST
     from cadence.metrics.summary import FILE as SUMMARY
+    from cadence.tracking.run_file import FILE as MANIFEST
 
     files = (folder / MANIFEST, folder / SUMMARY, folder / FOLDER, *(folder / FOLDER).glob("*.pt"))
     return {str(file): file.stat().st_mtime_ns for file in files if file.exists()}
@@ -216,11 +216,11 @@ def _traces(folder: Path) -> dict[str, int]:
 def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
     """Say in the run's folder and in MLflow how it ended, if it had begun."""
     from cadence.checkpoint.folder import FOLDER
-    from cadence.delivery import DeliveryError
-    from cadence.logbook import milliseconds
-    from cadence.manifest import Delivered, Manifest
     from cadence.metrics.summary import mark_ended
-    from cadence.sync import delivered
+    from cadence.tracking.metrics_logger import milliseconds
+    from cadence.tracking.run_file import Delivered, Manifest
+    from cadence.tracking.sync import delivered
+    from cadence.tracking.upload import DeliveryError
 
     manifest = Manifest.load(folder)
     if manifest is not None:

@@ -146,7 +146,7 @@ def check_changes(state: "State", now: Mapping[str, Any]) -> None:
 def where_a_trial_goes_on(folder: Path, there: str) -> str | None:
     """Return its own folder, if its engine had it begun there before; None = it begins."""
     from cadence.checkpoint.folder import has_begun
-    from cadence.journal import FILE as JOURNAL
+    from cadence.tracking.metrics_file import FILE as JOURNAL
 
     is_own = Path(there) == folder
     if has_begun(folder) or (is_own and (folder / JOURNAL).exists()):
@@ -210,7 +210,7 @@ def take_along(there: Path, here: Path) -> None:
         ConfigError: Another run is there.
     """
     from cadence.checkpoint.folder import BEST, FOLDER, has_begun
-    from cadence.journal import FILE as JOURNAL
+    from cadence.tracking.metrics_file import FILE as JOURNAL
 
     if here.samefile(there):
         return

@@ -30,9 +30,9 @@ def main() -> None:
 
 
 def _has_said_what_it_delivered(folder: Path, uri: str | None) -> bool:
-    from cadence.delivery import DeliveryError
-    from cadence.sync import delivered
     from cadence.system.secrets import in_one_line
+    from cadence.tracking.sync import delivered
+    from cadence.tracking.upload import DeliveryError
 
     try:
         print(f"{folder}: {delivered(folder.absolute(), uri)}", flush=True)

@@ -45,9 +45,9 @@ def tracked(
     if settings.track.name == "none":
         return nullcontext()
 
-    from cadence import address
-    from cadence.provenance import environment, git_tags
     from cadence.track import Tracker
+    from cadence.tracking import address
+    from cadence.tracking.provenance import environment, git_tags
 
     known_run = None
     if state is not None and folder.samefile(settings.resume or folder):

@@ -54,7 +54,7 @@ def command(warm: Warm, tmp_path: Path) -> CommandLine:
 @pytest.fixture
 def quick_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a tracker deliver, and try again, at once instead of after seconds."""
-    from cadence import delivery
+    from cadence.tracking import upload as delivery
 
     monkeypatch.setattr(delivery, "DELIVER_SECONDS", 0.05)
     monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.05)

@@ -22,12 +22,12 @@ from cadence import Trainer
 from cadence.advice import Advice, advice_markdown, advise, table_of_advice
 from cadence.checkpoint.file_format import snapshot
 from cadence.curve import advice_png
-from cadence.journal import Point
 from cadence.metrics.summary import read_summary
 from cadence.metrics.window_time_model import Estimate, Forecast, Turn, forecast, simple
 from cadence.objectives import Regression
 from cadence.plan.window import StepSizeSchedule
 from cadence.probe import noise_scale, probe
+from cadence.tracking.metrics_file import Point
 from cadence.warmup import warmup
 
 MEMORY = {1: 10.0, 4: 13.0, 16: 25.0}

@@ -15,10 +15,10 @@ from conftest import CommandLine
 from optuna.trial import TrialState
 from told import in_mlflow, in_the_folder, tracker
 
-from cadence import delivery
 from cadence.checkpoint.folder import latest
 from cadence.plan.clock import Clock
-from cadence.sync import delivered
+from cadence.tracking import upload as delivery
+from cadence.tracking.sync import delivered
 
 Disk = Callable[[str], Path]
 

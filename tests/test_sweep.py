@@ -28,7 +28,7 @@ from told import in_mlflow, in_the_folder
 
 from cadence import sweep as sweeps
 from cadence.lineage import Lineage, parent_of_folder
-from cadence.manifest import Delivered
+from cadence.tracking.run_file import Delivered
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
 NAME = "step_size_digits_mlp"

@@ -8,8 +8,8 @@ from typing import Any
 
 import mlflow
 
-from cadence.journal import FILE, Point
 from cadence.track import Tracker
+from cadence.tracking.metrics_file import FILE, Point
 
 LARGEST = 1.7976931348623157e308
 """What MLflow's store has for infinity."""

@@ -11,7 +11,7 @@ from mlflow.store.db.utils import (
 )
 from sqlalchemy import Connection
 
-from cadence.address import sqlite_file
+from cadence.tracking.address import sqlite_file
 
 
 def one_at_a_time(uri: str) -> AbstractContextManager[Any]:

@@ -12,9 +12,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from cadence import address
 from cadence.system.secrets import in_one_line, redacted
 from cadence.track import REASON, REFUSALS, experiment_id, open_client, refused
+from cadence.tracking import address
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Lineage:
         """Make the run of a trial, and return its id; a server that is away is waited for.
 
         Raises:
-            ValueError: MLflow does not answer for `cadence.address.WAIT_SECONDS`.
+            ValueError: MLflow does not answer for `cadence.tracking.address.WAIT_SECONDS`.
         """
         address.wait(self._uri)
         tags = {MLFLOW_PARENT_RUN_ID: self.parent, STUDY: self._name, TRIAL: str(trial)}

@@ -7,9 +7,9 @@ from mlflow.entities import Metric, Param
 from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
 from cadence.lineage import new_run
-from cadence.logbook import milliseconds
 from cadence.system.secrets import redacted
 from cadence.track import can_be_named, experiment_id, open_client, param_text, refused
+from cadence.tracking.metrics_logger import milliseconds
 
 
 def note(

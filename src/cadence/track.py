@@ -1,7 +1,7 @@
 """From a run's folder to MLflow, without making training wait for it, or end for it.
 
-Every number goes into the folder first (`cadence.logbook`), and from there to MLflow in the
-background (`cadence.delivery`): one ``log_metric`` costs some 6 ms, more than a window of a small
+Every number goes into the folder first (`cadence.tracking.metrics_logger`), and from there to MLflow in the
+background (`cadence.tracking.upload`): one ``log_metric`` costs some 6 ms, more than a window of a small
 model, and a server may be slow, restart, or never answer.
 """
 
@@ -35,20 +35,21 @@ from mlflow.utils.validation import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from cadence import address, database
-from cadence.delivery import Courier, Delivery, DeliveryError
+from cadence import database
 from cadence.engine.update import Outcome
-from cadence.journal import Journal, Point
-from cadence.logbook import Logbook, milliseconds
-from cadence.manifest import Delivered, Manifest
 from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
 from cadence.system.secrets import in_one_line, redacted
+from cadence.tracking import address
+from cadence.tracking.metrics_file import Journal, Point
+from cadence.tracking.metrics_logger import Logbook, milliseconds
+from cadence.tracking.run_file import Delivered, Manifest
+from cadence.tracking.upload import Courier, Delivery, DeliveryError
 
 log = logging.getLogger(__name__)
 
 RUN_KEY = "cadence.run_key"
-"""The tag by which a run is found again; see `cadence.manifest.Manifest.key`."""
+"""The tag by which a run is found again; see `cadence.tracking.run_file.Manifest.key`."""
 
 REASON = "cadence.reason"
 """The tag that tells why a run did not finish."""
@@ -71,7 +72,7 @@ class Tracker:
     """One run in MLflow: a context manager and an observer of training.
 
     Entering makes the run. Leaving writes what is left, gives MLflow
-    `cadence.delivery.END_SECONDS` to take it, and ends the run: FINISHED, KILLED after an
+    `cadence.tracking.upload.END_SECONDS` to take it, and ends the run: FINISHED, KILLED after an
     interrupt, FAILED after any other exception, which is never swallowed. Everything is in the
     run's folder before MLflow has it; what MLflow did not take, ``python -m src.sync`` delivers.
 
@@ -244,7 +245,7 @@ def status_after(error: BaseException | None) -> str:
 
 
 class Mlflow:
-    """Where `cadence.delivery` tells runs: an MLflow server or database.
+    """Where `cadence.tracking.upload` tells runs: an MLflow server or database.
 
     Args:
         uri: MLflow's tracking URI.
@@ -262,7 +263,7 @@ class Mlflow:
         self._experiment = experiment
 
     def found(self, key: str) -> str | None:
-        """Look for the run by its tag; for this and the others see `cadence.delivery.Server`."""
+        """Look for the run by its tag; for this and the others see `cadence.tracking.upload.Server`."""
         with _delivering():
             experiment = experiment_id(self._client, self._uri, self._experiment)
             wanted = f"tags.`{RUN_KEY}` = '{key}'"

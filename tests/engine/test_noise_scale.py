@@ -24,10 +24,10 @@ from cadence.data import TensorData, loader
 from cadence.engine.accumulation import Accumulated, Accumulator
 from cadence.engine.microbatching import Passes
 from cadence.engine.noise_scale import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts
-from cadence.journal import Journal
-from cadence.logbook import Logbook
 from cadence.objectives import LanguageModelling, Regression
 from cadence.plan.clock import Clock
+from cadence.tracking.metrics_file import Journal
+from cadence.tracking.metrics_logger import Logbook
 
 
 def squares(gradients: Sequence[float], sizes: Sequence[int]) -> tuple[float, Parts]:

@@ -359,9 +359,9 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         """Let MLflow have what it did not take in time of trials that finished."""
         if self._lineage is None:
             return
-        from cadence.delivery import DeliveryError
-        from cadence.manifest import Manifest
-        from cadence.sync import delivered
+        from cadence.tracking.run_file import Manifest
+        from cadence.tracking.sync import delivered
+        from cadence.tracking.upload import DeliveryError
 
         for trial in self._study.get_trials(deepcopy=False):
             if "folder" not in trial.user_attrs or is_going_on(trial):

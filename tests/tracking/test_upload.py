@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from cadence import delivery
-from cadence.delivery import Courier, Delivery, DeliveryError, pause
-from cadence.journal import Journal, Point
-from cadence.manifest import Delivered, Manifest
+from cadence.tracking import upload as delivery
+from cadence.tracking.metrics_file import Journal, Point
+from cadence.tracking.run_file import Delivered, Manifest
+from cadence.tracking.upload import Courier, Delivery, DeliveryError, pause
 
 FINE, BEFORE, AFTER = "takes it", "dies before it takes it", "dies before it answers"
 

@@ -13,9 +13,9 @@ from mlflow.entities import Run
 from told import in_mlflow, in_the_folder, tracker
 
 from cadence.engine.update import Outcome
-from cadence.manifest import DELIVERED, Delivered
 from cadence.plan.clock import Clock
 from cadence.track import Tracker
+from cadence.tracking.run_file import DELIVERED, Delivered
 
 
 def the_run(uri: str, folder: Path) -> Run:

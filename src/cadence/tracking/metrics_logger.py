@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from cadence.engine.update import Outcome
-from cadence.journal import Journal, Point
 from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
+from cadence.tracking.metrics_file import Journal, Point
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Logbook:
         """Write what waits in memory, as before a checkpoint that must not know more than the file.
 
         Raises:
-            OSError: The file took it not; see `cadence.journal.Journal.flush`.
+            OSError: The file took it not; see `cadence.tracking.metrics_file.Journal.flush`.
         """
         self._journal.flush()
 
@@ -108,7 +108,7 @@ class Logbook:
                 worth keeping than the others.
 
         Raises:
-            OSError: The file took it not; see `cadence.journal.Journal.flush`.
+            OSError: The file took it not; see `cadence.tracking.metrics_file.Journal.flush`.
         """
         self._closing.set()
         self._keeper.join()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from cadence.journal import BUFFERED, FILE, Journal, Point
+from cadence.tracking.metrics_file import BUFFERED, FILE, Journal, Point
 
 
 def points(steps: range, key: str = "train/loss") -> list[Point]:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from cadence.journal import Journal, Point
-from cadence.manifest import Delivered, Manifest
+from cadence.tracking.metrics_file import Journal, Point
+from cadence.tracking.run_file import Delivered, Manifest
 
 log = logging.getLogger(__name__)
 

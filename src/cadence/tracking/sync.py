@@ -9,16 +9,16 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from cadence.delivery import Delivery, DeliveryError
-from cadence.journal import FILE as JOURNAL
-from cadence.journal import Journal
 from cadence.lineage import parent_of_folder
-from cadence.manifest import DELIVERED, Delivered, Manifest
-from cadence.manifest import FILE as MANIFEST
 from cadence.metrics.summary import FILE as SUMMARY
 from cadence.system.atomic_write import write_whole
 from cadence.system.secrets import HIDDEN, redacted
 from cadence.track import Mlflow
+from cadence.tracking.metrics_file import FILE as JOURNAL
+from cadence.tracking.metrics_file import Journal
+from cadence.tracking.run_file import DELIVERED, Delivered, Manifest
+from cadence.tracking.run_file import FILE as MANIFEST
+from cadence.tracking.upload import Delivery, DeliveryError
 
 
 def delivered(folder: Path, uri: str | None) -> str:

@@ -16,11 +16,12 @@ from conftest import ROOT, CommandLine
 from serving import MlflowServer, free_port
 from told import in_mlflow, in_the_folder, tracker
 
-from cadence import address, delivery
-from cadence.journal import BUFFERED, FILE
 from cadence.lineage import Lineage
-from cadence.manifest import Delivered
 from cadence.plan.clock import Clock
+from cadence.tracking import address
+from cadence.tracking import upload as delivery
+from cadence.tracking.metrics_file import BUFFERED, FILE
+from cadence.tracking.run_file import Delivered
 from src import sync
 
 Sync = Callable[..., tuple[int, str, str]]
