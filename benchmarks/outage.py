@@ -25,8 +25,8 @@ from benchmarks.figures import conditions, line, progress, said, spread
 from benchmarks.jobs import digits_mlp
 from cadence import Trainer
 from cadence.data import TensorData, loader
-from cadence.track import Tracker
 from cadence.tracking.metrics_file import FILE
+from cadence.tracking.mlflow.tracker import Tracker
 from cadence.tracking.sync import delivered
 
 POINTS = 1000

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from benchmarks.jobs import Loss, Workload
 from cadence import Trainer
 from cadence.metrics.record import Observer
-from cadence.track import Tracker
+from cadence.tracking.mlflow.tracker import Tracker
 
 TRIED_WINDOWS = 8
 TRIED_ROUNDS = 5

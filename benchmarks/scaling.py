@@ -36,8 +36,8 @@ from cadence.models.mlp import mlp
 from cadence.pareto import FRONT, INK, KNEE, PALE
 from cadence.plan.clock import Clock
 from cadence.system.malloc import keep_memory
-from cadence.track import Tracker
 from cadence.tracking.metrics_file import Journal, Point
+from cadence.tracking.mlflow.tracker import Tracker
 
 Measurement: TypeAlias = Callable[[int], tuple[float, float]]
 """size -> what it amounts to on the axis, and the seconds it took."""

@@ -135,7 +135,7 @@ def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
 
 def _note(cfg: DictConfig, settings: "Config", advice: "Advice", folder: Path) -> str:
     """Log the advice to MLflow, and return its run."""
-    from cadence.note import note
+    from cadence.tracking.mlflow.single_run import note
     from cadence.tracking.provenance import git_tags
 
     choices = HydraConfig.get().runtime.choices

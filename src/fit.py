@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cadence.config.schema import Config
     from cadence.distributed.process_group import Processes
     from cadence.metrics.record import Fitted, Observer
-    from cadence.track import Tracker
+    from cadence.tracking.mlflow.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def example_to_log(settings: "Config", run: Run) -> "Tensor | None":
         return None
     from cadence.checkpoint.state import random_states, restore_random_states
     from cadence.data import loader
-    from cadence.example import example_inputs
+    from cadence.tracking.mlflow.example import example_inputs
 
     before = random_states()
     batch = next(iter(loader(run.data.train, min(2, len(run.data.train)))))
@@ -164,7 +164,7 @@ def _log_model(settings: "Config", run: Run, folder: Path, run_id: str, example:
     from cadence.checkpoint.file_format import read
     from cadence.checkpoint.folder import BEST, FOLDER
     from cadence.checkpoint.state import checked_model_state
-    from cadence.logged_model import log_model
+    from cadence.tracking.mlflow.logged_model import log_model
 
     model, best = run.trainer.model, folder / FOLDER / BEST
     if best.exists():

@@ -17,7 +17,7 @@ from src.build import Run, effective_batch
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State
     from cadence.config.schema import Config
-    from cadence.track import Tracker
+    from cadence.tracking.mlflow.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,8 +45,8 @@ def tracked(
     if settings.track.name == "none":
         return nullcontext()
 
-    from cadence.track import Tracker
     from cadence.tracking import address
+    from cadence.tracking.mlflow.tracker import Tracker
     from cadence.tracking.provenance import environment, git_tags
 
     known_run = None
@@ -102,7 +102,7 @@ def _parent(settings: "Config") -> str | Path | None:
     hydra_config = HydraConfig.get()
     if not in_multirun() or settings.track.run_id is not None:
         return None
-    from cadence.lineage import parent_of_folder
+    from cadence.tracking.mlflow.sweep_runs import parent_of_folder
 
     folder = Path(hydra_config.sweep.dir).absolute()
     if settings.track.offline:
@@ -127,7 +127,7 @@ def summarised(
         OSError: The disk does not take summary.json.
     """
     from cadence.metrics.summary import write_summary
-    from cadence.track import status_after
+    from cadence.tracking.mlflow.tracker import status_after
 
     error: BaseException | None = None
     try:

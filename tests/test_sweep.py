@@ -27,7 +27,7 @@ from sqlalchemy import event
 from told import in_mlflow, in_the_folder
 
 from cadence import sweep as sweeps
-from cadence.lineage import Lineage, parent_of_folder
+from cadence.tracking.mlflow.sweep_runs import Lineage, parent_of_folder
 from cadence.tracking.run_file import Delivered
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")

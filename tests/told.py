@@ -8,8 +8,8 @@ from typing import Any
 
 import mlflow
 
-from cadence.track import Tracker
 from cadence.tracking.metrics_file import FILE, Point
+from cadence.tracking.mlflow.tracker import Tracker
 
 LARGEST = 1.7976931348623157e308
 """What MLflow's store has for infinity."""

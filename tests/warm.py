@@ -26,9 +26,9 @@ IMPORTED = (
     *(
         "cadence.console",
         "cadence.training.checkpointing",
-        "cadence.lineage",
+        "cadence.tracking.mlflow.sweep_runs",
         "cadence.report",
-        "cadence.track",
+        "cadence.tracking.mlflow.tracker",
     ),
     "hydra_plugins.cadence_sweeper._impl",
 )

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from serving import MlflowServer, free_port
 
 from cadence.system.secrets import redact_files, redact_logs, redacted, redacted_tree
-from cadence.track import open_client
+from cadence.tracking.mlflow.tracker import open_client
 from src.fit import kept_config
 
 

@@ -14,7 +14,7 @@ from told import in_mlflow, in_the_folder, tracker
 
 from cadence.engine.update import Outcome
 from cadence.plan.clock import Clock
-from cadence.track import Tracker
+from cadence.tracking.mlflow.tracker import Tracker
 from cadence.tracking.run_file import DELIVERED, Delivered
 
 

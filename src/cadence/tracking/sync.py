@@ -1,6 +1,6 @@
 """From a run's folder to MLflow, after its session: all that it was not told yet.
 
-`cadence.track` delivers while a run goes on; this is for runs with track.offline=true, and for
+`cadence.tracking.mlflow.tracker` delivers while a run goes on; this is for runs with track.offline=true, and for
 those whose server was away or whose process died.
 """
 
@@ -9,13 +9,13 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from cadence.lineage import parent_of_folder
 from cadence.metrics.summary import FILE as SUMMARY
 from cadence.system.atomic_write import write_whole
 from cadence.system.secrets import HIDDEN, redacted
-from cadence.track import Mlflow
 from cadence.tracking.metrics_file import FILE as JOURNAL
 from cadence.tracking.metrics_file import Journal
+from cadence.tracking.mlflow.sweep_runs import parent_of_folder
+from cadence.tracking.mlflow.tracker import Mlflow
 from cadence.tracking.run_file import DELIVERED, Delivered, Manifest
 from cadence.tracking.run_file import FILE as MANIFEST
 from cadence.tracking.upload import Delivery, DeliveryError

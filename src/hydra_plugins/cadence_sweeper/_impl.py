@@ -47,7 +47,7 @@ from hydra_plugins.cadence_sweeper._trials import deaths, has_run, is_going_on, 
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 
 if TYPE_CHECKING:
-    from cadence.lineage import Lineage
+    from cadence.tracking.mlflow.sweep_runs import Lineage
 
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 """What a sampler's ``_target_`` may be."""
@@ -294,7 +294,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         track = self._config.track
         if track.name == "none" or track.offline:  # what is offline, src.sync links later
             return None
-        from cadence.lineage import Lineage
+        from cadence.tracking.mlflow.sweep_runs import Lineage
 
         known = self._study.user_attrs.get("mlflow_parent_run_id")
         study_id = sweeps.study_id(self._study)

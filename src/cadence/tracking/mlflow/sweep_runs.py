@@ -13,8 +13,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from cadence.system.secrets import in_one_line, redacted
-from cadence.track import REASON, REFUSALS, experiment_id, open_client, refused
 from cadence.tracking import address
+from cadence.tracking.mlflow.tracker import REASON, REFUSALS, experiment_id, open_client, refused
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,16 @@ from pathlib import Path
 from mlflow.entities import Metric, Param
 from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
-from cadence.lineage import new_run
 from cadence.system.secrets import redacted
-from cadence.track import can_be_named, experiment_id, open_client, param_text, refused
 from cadence.tracking.metrics_logger import milliseconds
+from cadence.tracking.mlflow.sweep_runs import new_run
+from cadence.tracking.mlflow.tracker import (
+    can_be_named,
+    experiment_id,
+    open_client,
+    param_text,
+    refused,
+)
 
 
 def note(

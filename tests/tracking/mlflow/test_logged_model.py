@@ -11,8 +11,8 @@ from conftest import CommandLine
 from oracles import as_a_user_calls_it
 from torch import Tensor, nn
 
-from cadence.example import example_inputs
 from cadence.objectives import Classification, LanguageModelling, MeanLoss, Regression
+from cadence.tracking.mlflow.example import example_inputs
 
 REMEDY = "train with track.log_model=false"
 

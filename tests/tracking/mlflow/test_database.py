@@ -10,7 +10,8 @@ import pytest
 from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 from sqlalchemy import Connection
 
-from cadence import database, track
+from cadence.tracking.mlflow import database
+from cadence.tracking.mlflow import tracker as track
 
 
 def dump(file: Path) -> list[list[str]]:

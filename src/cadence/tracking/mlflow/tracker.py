@@ -35,7 +35,6 @@ from mlflow.utils.validation import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from cadence import database
 from cadence.engine.update import Outcome
 from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
@@ -43,6 +42,7 @@ from cadence.system.secrets import in_one_line, redacted
 from cadence.tracking import address
 from cadence.tracking.metrics_file import Journal, Point
 from cadence.tracking.metrics_logger import Logbook, milliseconds
+from cadence.tracking.mlflow import database
 from cadence.tracking.run_file import Delivered, Manifest
 from cadence.tracking.upload import Courier, Delivery, DeliveryError
 
