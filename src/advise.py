@@ -59,7 +59,7 @@ def _advise(cfg: DictConfig) -> None:
     run = build(settings)
 
     from cadence.advice import advise
-    from cadence.console import open_console, print_advice
+    from cadence.display.terminal import open_console, print_advice
     from cadence.engine.device import autocast_dtype
     from cadence.metrics.window_time_model import forecast
     from cadence.probe import probe
@@ -166,7 +166,7 @@ def advise_on(wanted: str) -> None:
         ConfigError: There is no such run, or it has not measured what it takes.
         ValueError: It is still going on.
     """
-    from cadence.console import open_console, print_warmup
+    from cadence.display.terminal import open_console, print_warmup
     from cadence.metrics.summary import FILE, read_summary
     from cadence.warmup import warmup
 

@@ -36,7 +36,7 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
         ValueError: The checkpoint cannot be read, or is of another model.
     """
     from cadence.checkpoint.folder import FOLDER, best
-    from cadence.console import open_console, print_evaluation
+    from cadence.display.terminal import open_console, print_evaluation
 
     arguments = with_one_schedule([*began_with(folder), *overrides])
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):

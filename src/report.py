@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--storage", help="the study's database; default FOLDER/study.db")
     given = parser.parse_args()
 
-    from cadence.console import open_console, print_report
+    from cadence.display.terminal import open_console, print_report
     from cadence.report import load, write_report
     from cadence.system.secrets import redacted
 

@@ -151,7 +151,7 @@ def _train_and_tell(
     if state is not None:
         take_along(Path(settings.resume or ""), folder)
 
-    from cadence.console import Display
+    from cadence.display.terminal import Display
 
     display = Display(run.total_samples, quiet=in_multirun())
     display.facts(facts(settings, run))

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
     *("torch", "mlflow.pytorch", "optuna", "sklearn.datasets", "matplotlib.pyplot", "plotly"),
     *(
-        "cadence.console",
+        "cadence.display.terminal",
         "cadence.training.checkpointing",
         "cadence.tracking.mlflow.sweep_runs",
         "cadence.report",

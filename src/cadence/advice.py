@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+from cadence.display.table import Table, markdown, plain
 from cadence.engine.noise_scale import LEVEL as NOISE_LEVEL
 from cadence.goodput import FLAT, best_whole, flat_region, goodput
 from cadence.metrics.window_time_model import LEVEL, NEAR_CEILING, Estimate, Forecast, Model
-from cadence.table import Table, markdown, plain
 
 LARGEST = 64
 """The largest step_size that is looked at."""

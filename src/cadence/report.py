@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 
+from cadence.display.table import Table, markdown, plain
 from cadence.front import STEP_SIZE, Result, number, results
 from cadence.knee import (
     Comparison,
@@ -23,7 +24,6 @@ from cadence.ledger import Ledger, load, read
 from cadence.pareto import Caption, page, png
 from cadence.prediction import PREDICTED, Prediction, predictions, where_they_part
 from cadence.system.atomic_write import write_whole
-from cadence.table import Table, markdown, plain
 
 __all__ = ["Report", "Table", "load", "write_report"]
 

@@ -19,8 +19,8 @@ from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
 
 from cadence import Trainer
-from cadence.console import Display
 from cadence.data import TensorData, loader
+from cadence.display.terminal import Display
 from cadence.engine.accumulation import Accumulated, Accumulator
 from cadence.engine.microbatching import Passes
 from cadence.engine.noise_scale import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts

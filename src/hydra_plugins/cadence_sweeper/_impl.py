@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cadence import sweep as sweeps
 from cadence.checkpoint.folder import has_begun
 from cadence.config.checks import ConfigError, checked, explained, quoted
-from cadence.console import open_console, print_report
+from cadence.display.terminal import open_console, print_report
 from cadence.report import write_report
 from cadence.system.secrets import in_one_line, redacted, with_its_type
 from hydra_plugins.cadence_sweeper._launcher import Watched, failed

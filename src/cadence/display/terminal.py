@@ -14,13 +14,13 @@ from rich.text import Text
 
 from cadence.advice import Advice, table_of_advice
 from cadence.certificate import Certificate
+from cadence.display.table import Table as TextTable
 from cadence.engine.noise_scale import LEVEL
 from cadence.engine.update import Outcome
 from cadence.metrics.measure import Evaluation, WindowTime
 from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
 from cadence.report import Report
-from cadence.table import Table as TextTable
 from cadence.warmup import Warmup
 
 REFRESH_SECONDS = 0.25
