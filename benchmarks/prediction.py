@@ -23,6 +23,7 @@ from benchmarks.figures import conditions, line, progress, said
 from benchmarks.jobs import JOBS, Job
 from benchmarks.memory import minibatches
 from cadence import Trainer
+from cadence.advise.probe import STEP_SIZES, Turns
 from cadence.engine.autotune import Auto
 from cadence.metrics.window_time_model import (
     Estimate,
@@ -33,7 +34,6 @@ from cadence.metrics.window_time_model import (
     forecast,
     median_turns,
 )
-from cadence.probe import STEP_SIZES, Turns
 from cadence.system.malloc import keep_memory
 
 MEASURED = (1, 2, 4, 8, 16, 32)

@@ -34,9 +34,9 @@ from src.train import TRUSTED_TARGETS
 from src.usage import with_own_help
 
 if TYPE_CHECKING:
-    from cadence.advice import Advice
+    from cadence.advise.advice import Advice
+    from cadence.advise.probe import Probe
     from cadence.config.schema import Config
-    from cadence.probe import Probe
     from cadence.tracking.metrics_file import Point
 
 
@@ -58,11 +58,11 @@ def _advise(cfg: DictConfig) -> None:
     settings.trainer.noise_scale = False  # it has turns of its own, which no other time is beside
     run = build(settings)
 
-    from cadence.advice import advise
+    from cadence.advise.advice import advise
+    from cadence.advise.probe import probe
     from cadence.display.terminal import open_console, print_advice
     from cadence.engine.device import autocast_dtype
     from cadence.metrics.window_time_model import forecast
-    from cadence.probe import probe
 
     console = open_console()
     console.print(f"probe    {_what(settings)}, on {run.trainer.device}", markup=False)
@@ -118,8 +118,8 @@ def _what(settings: "Config") -> str:
 
 def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
     """Keep the picture and the table, and return their folder."""
-    from cadence.advice import advice_markdown
-    from cadence.curve import advice_png
+    from cadence.advise.advice import advice_markdown
+    from cadence.advise.figure import advice_png
     from cadence.metrics.window_time_model import median_turns
     from cadence.system.atomic_write import write_whole
 
@@ -166,9 +166,9 @@ def advise_on(wanted: str) -> None:
         ConfigError: There is no such run, or it has not measured what it takes.
         ValueError: It is still going on.
     """
+    from cadence.advise.growing_window import warmup
     from cadence.display.terminal import open_console, print_warmup
     from cadence.metrics.summary import FILE, read_summary
-    from cadence.warmup import warmup
 
     folder = run_folder("run", wanted, ROOT / "mlruns" / "runs")
     points = _points(folder)

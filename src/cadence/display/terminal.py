@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from cadence.advice import Advice, table_of_advice
+from cadence.advise.advice import Advice, table_of_advice
+from cadence.advise.growing_window import Warmup
 from cadence.certificate import Certificate
 from cadence.display.table import Table as TextTable
 from cadence.engine.noise_scale import LEVEL
@@ -21,7 +22,6 @@ from cadence.metrics.measure import Evaluation, WindowTime
 from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
 from cadence.report import Report
-from cadence.warmup import Warmup
 
 REFRESH_SECONDS = 0.25
 """Between two looks at the progress bar: drawing it takes a millisecond of the training's time."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadence.goodput import best_whole, efficiency, flat_region, goodput
+from cadence.advise.goodput import best_whole, efficiency, flat_region, goodput
 from cadence.metrics.window_time_model import Line, Model, simple
 
 LIMIT = 256

@@ -19,16 +19,16 @@ from torch.optim import SGD, AdamW
 from warm import Warm
 
 from cadence import Trainer
-from cadence.advice import Advice, advice_markdown, advise, table_of_advice
+from cadence.advise.advice import Advice, advice_markdown, advise, table_of_advice
+from cadence.advise.figure import advice_png
+from cadence.advise.growing_window import warmup
+from cadence.advise.probe import noise_scale, probe
 from cadence.checkpoint.file_format import snapshot
-from cadence.curve import advice_png
 from cadence.metrics.summary import read_summary
 from cadence.metrics.window_time_model import Estimate, Forecast, Turn, forecast, simple
 from cadence.objectives import Regression
 from cadence.plan.window import StepSizeSchedule
-from cadence.probe import noise_scale, probe
 from cadence.tracking.metrics_file import Point
-from cadence.warmup import warmup
 
 MEMORY = {1: 10.0, 4: 13.0, 16: 25.0}
 
@@ -247,8 +247,8 @@ def test_where_updates_are_dear_it_says_accumulate_and_where_they_are_free_it_do
 
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cadence.probe.ENOUGH_SECONDS", 0.0)
-    monkeypatch.setattr("cadence.probe.TURN_SECONDS", 0.0)
+    monkeypatch.setattr("cadence.advise.probe.ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr("cadence.advise.probe.TURN_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("_short")
@@ -264,7 +264,9 @@ def test_a_probe_leaves_the_trainer_as_it_was() -> None:
 
     kept = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cadence.probe.snapshot", lambda state: kept.append(1) or snapshot(state))
+        patch.setattr(
+            "cadence.advise.probe.snapshot", lambda state: kept.append(1) or snapshot(state)
+        )
         probe(trainer, data, step_sizes=(1, 2), halfway=40)
 
     assert kept == [1]  # a second copy of model and moments, in the host's memory

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+from cadence.advise.goodput import FLAT, best_whole, flat_region, goodput
 from cadence.display.table import Table, markdown, plain
 from cadence.engine.noise_scale import LEVEL as NOISE_LEVEL
-from cadence.goodput import FLAT, best_whole, flat_region, goodput
 from cadence.metrics.window_time_model import LEVEL, NEAR_CEILING, Estimate, Forecast, Model
 
 LARGEST = 64

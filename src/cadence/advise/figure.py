@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from cadence.advice import Advice
+from cadence.advise.advice import Advice
 from cadence.metrics.window_time_model import Estimate, Round
 from cadence.pareto import FRONT, INK, KNEE, PALE, REST
 

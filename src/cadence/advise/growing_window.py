@@ -1,7 +1,7 @@
 """A step_size schedule from how a run's noise scale grew: small updates first, larger ones later.
 
 A model's gradient noise scale grows as it learns, and with it the step_size of the highest goodput
-(see `cadence.goodput`). Merrill et al. (2025, arXiv 2505.23971) call training by that a batch
+(see `cadence.advise.goodput`). Merrill et al. (2025, arXiv 2505.23971) call training by that a batch
 warm-up, and double the batch whenever the critical batch size has doubled. So does this.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from cadence.advice import LARGEST
+from cadence.advise.advice import LARGEST
 
 
 class Growth(NamedTuple):
@@ -37,7 +37,7 @@ class Warmup:
 def warmup(noise_scales: Mapping[int, float], *, items: float, cost: float) -> Warmup:
     """Return the schedule of step_size that noise scales ask for.
 
-    Each number is the nearest power of two to the best, up to `cadence.advice.LARGEST`, from where
+    Each number is the nearest power of two to the best, up to `cadence.advise.advice.LARGEST`, from where
     no later estimate asks for less: an outlier does not change it.
 
     Args:

@@ -1,0 +1,1 @@
+"""Which step_size is worth choosing, predicted from a short probe."""
