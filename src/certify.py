@@ -42,7 +42,7 @@ def _certify(cfg: DictConfig) -> bool:
         )
     run = build(settings)
 
-    from cadence.certificate import certify
+    from cadence.certify.certificate import certify
     from cadence.display.terminal import open_console, print_certificate
     from cadence.engine.device import autocast_dtype
     from cadence.plan.window import windows

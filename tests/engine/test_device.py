@@ -13,7 +13,7 @@ from oracles import same
 from torch import Tensor, nn
 from warm import Warm
 
-from cadence.certificate import certify
+from cadence.certify.certificate import certify
 from cadence.checkpoint.file_format import read
 from cadence.checkpoint.folder import FOLDER
 from cadence.data.batch import Batch

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cadence.advise.advice import Advice, table_of_advice
 from cadence.advise.growing_window import Warmup
-from cadence.certificate import Certificate
+from cadence.certify.certificate import Certificate
 from cadence.display.table import Table as TextTable
 from cadence.engine.noise_scale import LEVEL
 from cadence.engine.update import Outcome

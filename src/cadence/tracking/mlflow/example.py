@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cadence.bench import kept
+from cadence.certify.trial_passes import kept
 from cadence.data.batch import Batch, moved
 from cadence.engine.device import device_of, uncompiled
 from cadence.objectives import Objective

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cadence.bench import (
+from cadence.certify.causes import Cause, diagnosed, uncounted
+from cadence.certify.compare import Comparison, Measured, compare_splits, shown
+from cadence.certify.trial_passes import (
     TOLERANCES,
     Bench,
     in_one_pass,
@@ -28,8 +30,6 @@ from cadence.bench import (
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.device import is_compiled
 from cadence.objectives import Objective, items_in
-from cadence.splits import Comparison, Measured, compare_splits, shown
-from cadence.suspects import Cause, diagnosed, uncounted
 from cadence.system.secrets import with_its_type
 
 SMALL_WINDOW = 64

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cadence.bench import Bench, difference, norm, tensors_in
+from cadence.certify.trial_passes import Bench, difference, norm, tensors_in
 from cadence.data.batch import Batch, rebatched, sample_count
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cadence.bench import Bench, Gradient, errors_explained, relative_errors
+from cadence.certify.trial_passes import Bench, Gradient, errors_explained, relative_errors
 from cadence.system.secrets import with_its_type
 
 ONE_PASS_ROUNDING = 4

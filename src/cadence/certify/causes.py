@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cadence.bench import Bench, Wrapped, innermost, relative_errors
+from cadence.certify.compare import Measured, compare_splits, shown
+from cadence.certify.sample_mixing import find_mixing
+from cadence.certify.trial_passes import Bench, Wrapped, innermost, relative_errors
 from cadence.data.batch import Batch, rebatched, sample_count
 from cadence.engine.device import device_of
-from cadence.mixing import find_mixing
 from cadence.objectives import Objective
-from cadence.splits import Measured, compare_splits, shown
 
 Kind: TypeAlias = Literal[
     "batch norm",  # normalises over the micro-batch

@@ -14,14 +14,14 @@ from conftest import CommandLine
 from oracles import as_a_user_calls_it, cut, regression_pair
 from torch import Tensor, nn
 
-from cadence.certificate import Certificate, certify
+from cadence.certify.causes import Cause
+from cadence.certify.certificate import Certificate, certify
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.accumulation import accumulate
 from cadence.models.cnn import cnn
 from cadence.models.gpt import GPT
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, LanguageModelling, MeanLoss, Objective, Regression
-from cadence.suspects import Cause
 
 EXACT = 1e-12
 
