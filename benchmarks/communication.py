@@ -46,7 +46,7 @@ from benchmarks.memory import minibatches
 from cadence import Trainer
 from cadence.distributed.process_group import joined
 from cadence.metrics.window_time_model import Model, Round, Turn, median_turns, simple
-from cadence.pareto import FRONT, INK, KNEE, PALE
+from cadence.sweeps.figures import FRONT, INK, KNEE, PALE
 from cadence.system.malloc import keep_memory
 
 PROCESSES = 2

@@ -39,7 +39,7 @@ from cadence import Trainer, windows
 from cadence.data import TensorData, loader
 from cadence.engine.out_of_memory import is_out_of_memory
 from cadence.metrics.measure import MIB, PeakMemory
-from cadence.pareto import FRONT, INK, KNEE, PALE
+from cadence.sweeps.figures import FRONT, INK, KNEE, PALE
 from cadence.system.malloc import keep_memory
 
 P = ParamSpec("P")

@@ -33,8 +33,8 @@ from benchmarks.memory import minibatches
 from cadence import Trainer
 from cadence.engine.update import Outcome
 from cadence.models.mlp import mlp
-from cadence.pareto import FRONT, INK, KNEE, PALE
 from cadence.plan.clock import Clock
+from cadence.sweeps.figures import FRONT, INK, KNEE, PALE
 from cadence.system.malloc import keep_memory
 from cadence.tracking.metrics_file import Journal, Point
 from cadence.tracking.mlflow.tracker import Tracker

@@ -25,7 +25,7 @@ def main() -> None:
     given = parser.parse_args()
 
     from cadence.display.terminal import open_console, print_report
-    from cadence.report import load, write_report
+    from cadence.sweeps.report import load, write_report
     from cadence.system.secrets import redacted
 
     folder = given.folder or ROOT / "sweeps" / given.study

@@ -27,7 +27,7 @@ IMPORTED = (
         "cadence.display.terminal",
         "cadence.training.checkpointing",
         "cadence.tracking.mlflow.sweep_runs",
-        "cadence.report",
+        "cadence.sweeps.report",
         "cadence.tracking.mlflow.tracker",
     ),
     "hydra_plugins.cadence_sweeper._impl",

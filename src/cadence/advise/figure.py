@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cadence.advise.advice import Advice
 from cadence.metrics.window_time_model import Estimate, Round
-from cadence.pareto import FRONT, INK, KNEE, PALE, REST
+from cadence.sweeps.figures import FRONT, INK, KNEE, PALE, REST
 
 WIDTH, HEIGHT = 1200, 600
 """Pixels."""

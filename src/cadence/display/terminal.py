@@ -21,7 +21,7 @@ from cadence.engine.update import Outcome
 from cadence.metrics.measure import Evaluation, WindowTime
 from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
-from cadence.report import Report
+from cadence.sweeps.report import Report
 
 REFRESH_SECONDS = 0.25
 """Between two looks at the progress bar: drawing it takes a millisecond of the training's time."""

@@ -26,11 +26,11 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from cadence import sweep as sweeps
 from cadence.checkpoint.folder import has_begun
 from cadence.config.checks import ConfigError, checked, explained, quoted
 from cadence.display.terminal import open_console, print_report
-from cadence.report import write_report
+from cadence.sweeps import study as sweeps
+from cadence.sweeps.report import write_report
 from cadence.system.secrets import in_one_line, redacted, with_its_type
 from hydra_plugins.cadence_sweeper._launcher import Watched, failed
 from hydra_plugins.cadence_sweeper._question import (

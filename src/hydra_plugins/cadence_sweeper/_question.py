@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
-from cadence import sweep as sweeps
 from cadence.config.checks import ConfigError, flattened
+from cadence.sweeps import study as sweeps
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 
 NOT_ASKED = ("track.", "sweep.", "resume")

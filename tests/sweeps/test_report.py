@@ -23,13 +23,13 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cadence import knee as knees
-from cadence import pareto
-from cadence.front import Measure, Result, front, number, results
-from cadence.knee import compare, gain, knee, sentence, versus, warnings_of_noise
-from cadence.ledger import read
-from cadence.prediction import predictions, where_they_part
-from cadence.report import Report, load, write_report
+from cadence.sweeps import figures as pareto
+from cadence.sweeps import knee as knees
+from cadence.sweeps.knee import compare, gain, knee, sentence, versus, warnings_of_noise
+from cadence.sweeps.pareto_front import Measure, Result, front, number, results
+from cadence.sweeps.prediction import predictions, where_they_part
+from cadence.sweeps.report import Report, load, write_report
+from cadence.sweeps.trials import read
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "trainer.step_size": IntDistribution(1, 64),

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cadence.front import FEWEST_WINDOWS, Measure, Result, front
 from cadence.plan.window import DEFAULT_STEP_SIZE
+from cadence.sweeps.pareto_front import FEWEST_WINDOWS, Measure, Result, front
 
 ROUNDING = 1e-9
 """A distance from the chord that is none."""

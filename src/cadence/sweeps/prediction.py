@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from cadence.front import Measure, Result, number
 from cadence.metrics.window_time_model import Turn, fitted
+from cadence.sweeps.pareto_front import Measure, Result, number
 
 NEUTRAL = ("trainer.step_size", "optimizer.lr", "optimizer.weight_decay", "scaling.", "schedule.")
 """The beginnings of the searched keys that leave the time of a window of given samples alone."""

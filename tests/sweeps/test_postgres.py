@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from serving import needs_postgres, postgres_server
 from sqlalchemy.pool import NullPool
 
-from cadence.sweep import alone_with_study, open_storage
+from cadence.sweeps.study import alone_with_study, open_storage
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from cadence.ledger import Ledger, shown
 from cadence.metrics.window_time_model import Turn
+from cadence.sweeps.trials import Ledger, shown
 
 STEP_SIZE = "trainer.step_size"
 

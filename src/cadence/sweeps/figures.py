@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from cadence.front import Measure, Result, number
-from cadence.knee import Comparison
+from cadence.sweeps.knee import Comparison
+from cadence.sweeps.pareto_front import Measure, Result, number
 
 WIDTH, HEIGHT = 1200, 750
 """Pixels of the still picture."""

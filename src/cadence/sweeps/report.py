@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 
 from cadence.display.table import Table, markdown, plain
-from cadence.front import STEP_SIZE, Result, number, results
-from cadence.knee import (
+from cadence.sweeps.figures import Caption, page, png
+from cadence.sweeps.knee import (
     Comparison,
     best_by_step_size,
     compare,
@@ -20,9 +20,9 @@ from cadence.knee import (
     versus,
     warnings_of_noise,
 )
-from cadence.ledger import Ledger, load, read
-from cadence.pareto import Caption, page, png
-from cadence.prediction import PREDICTED, Prediction, predictions, where_they_part
+from cadence.sweeps.pareto_front import STEP_SIZE, Result, number, results
+from cadence.sweeps.prediction import PREDICTED, Prediction, predictions, where_they_part
+from cadence.sweeps.trials import Ledger, load, read
 from cadence.system.atomic_write import write_whole
 
 __all__ = ["Report", "Table", "load", "write_report"]

@@ -26,7 +26,7 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from told import in_mlflow, in_the_folder
 
-from cadence import sweep as sweeps
+from cadence.sweeps import study as sweeps
 from cadence.tracking.mlflow.sweep_runs import Lineage, parent_of_folder
 from cadence.tracking.run_file import Delivered
 

@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import text
 
 from cadence.config.changes import changes
-from cadence.ledger import OBJECTIVES
+from cadence.sweeps.trials import OBJECTIVES
 
 Point: TypeAlias = dict[str, Any]
 """A value for each searched key."""

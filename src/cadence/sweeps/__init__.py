@@ -1,0 +1,1 @@
+"""A search over runs: the study, its Pareto front and its report."""
