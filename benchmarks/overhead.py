@@ -18,10 +18,10 @@ import optuna
 from hydra import compose, initialize_config_dir
 from hydra.utils import execution_whitelist
 
+from cadence.cli.build import build
+from cadence.cli.run import ROOT
+from cadence.cli.train import TRUSTED_TARGETS
 from cadence.config import checks as configs
-from src.build import build
-from src.tell import ROOT
-from src.train import TRUSTED_TARGETS
 
 TRAINING = ("experiment=digits_mlp", "trainer.max_epochs=5", "trainer.step_size=4")
 

@@ -17,12 +17,12 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from cadence import Trainer
+from cadence.cli.processes import check_same_run
 from cadence.data import TensorData, loader
 from cadence.distributed.process_group import Joined, joined
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
 from cadence.plan.shares import Balance
-from src.join import check_same_run
 
 SAID = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
 

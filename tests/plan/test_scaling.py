@@ -9,10 +9,10 @@ from hydra.utils import execution_whitelist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cadence.cli.build import Run, build, effective_batch
+from cadence.cli.train import TRUSTED_TARGETS
 from cadence.config import checks as configs
 from cadence.plan.scaling import scaled
-from src.build import Run, build, effective_batch
-from src.train import TRUSTED_TARGETS
 
 ADAM = {"lr": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1}
 

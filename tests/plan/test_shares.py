@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cadence.cli.build import WINDOW, planned_step_sizes
+from cadence.cli.processes import check_device, of_the_training, processes_wanted
+from cadence.cli.run import ROOT, window_in_words
 from cadence.config import checks as configs
 from cadence.plan.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
-from src.build import WINDOW, planned_step_sizes
-from src.join import check_device, of_the_training, processes_wanted
-from src.tell import ROOT, window_in_words
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=4), st.integers(0, 6))

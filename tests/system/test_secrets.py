@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from serving import MlflowServer, free_port
 
+from cadence.cli.fit import kept_config
 from cadence.system.secrets import redact_files, redact_logs, redacted, redacted_tree
 from cadence.tracking.mlflow.tracker import open_client
-from src.fit import kept_config
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from conftest import ROOT, CommandLine
 from serving import MlflowServer, free_port
 from told import in_mlflow, in_the_folder, tracker
 
+from cadence.cli import sync
 from cadence.plan.clock import Clock
 from cadence.tracking import address
 from cadence.tracking import upload as delivery
 from cadence.tracking.metrics_file import BUFFERED, FILE
 from cadence.tracking.mlflow.sweep_runs import Lineage
 from cadence.tracking.run_file import Delivered
-from src import sync
 
 Sync = Callable[..., tuple[int, str, str]]
 

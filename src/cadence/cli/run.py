@@ -9,10 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cadence.cli.build import Run, effective_batch
 from cadence.config import checks as configs
 from cadence.plan.window import StepSizeSchedule
 from cadence.system.secrets import redacted
-from src.build import Run, effective_batch
 
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State

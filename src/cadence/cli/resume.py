@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from cadence.cli.build import WINDOW
 from cadence.config.changes import changes
 from cadence.config.checks import ConfigError, quoted
 from cadence.system.atomic_write import copy_whole, write_whole
 from cadence.system.secrets import HIDDEN, redacted
-from src.build import WINDOW
 
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State

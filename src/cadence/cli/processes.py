@@ -1,6 +1,6 @@
 """What a process has to know of the others of its run, and how it joins them.
 
-They are started by `src.launch`, or by torchrun:
+They are started by `cadence.cli.launch`, or by torchrun:
 
     torchrun --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
         -m src.train distributed=ddp
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from cadence.config import checks as configs
 
 if TYPE_CHECKING:
+    from cadence.cli.build import Run
     from cadence.config.schema import Config
     from cadence.distributed.process_group import Processes
-    from src.build import Run
 
 WITHOUT_A_TRACE = (
     "hydra.run.dir=.",
@@ -31,7 +31,7 @@ SILENT = "hydra.job_logging.handlers.console.level=CRITICAL"
 
 
 def is_launched() -> bool:
-    """Return whether this is one of several processes already, by torchrun or by `src.launch`."""
+    """Return whether this is one of several processes already, by torchrun or by `cadence.cli.launch`."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from warm import Warm
 
+from cadence.cli.overrides import NO_SCHEDULE, with_one_schedule
+from cadence.cli.run import ROOT
 from cadence.config import checks as configs
-from src.overrides import NO_SCHEDULE, with_one_schedule
-from src.tell import ROOT
 
 OLD, NEW = "trainer.step_size={0: 2, 50000: 8}", "trainer.step_size={0: 4}"
 

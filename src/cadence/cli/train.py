@@ -15,14 +15,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cadence.config import checks as configs
-from cadence.plan.shares import Plan
-from cadence.system.locks import going_on
-from cadence.system.secrets import redact_files, redact_logs
-from src.build import WINDOW, Run, build, planned_step_sizes
-from src.errors import command_line, errors_in_one_line, logged_with_traceback
-from src.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
-from src.join import (
+from cadence.cli.build import WINDOW, Run, build, planned_step_sizes
+from cadence.cli.errors import command_line, errors_in_one_line, logged_with_traceback
+from cadence.cli.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
+from cadence.cli.launch import launched
+from cadence.cli.overrides import with_one_schedule
+from cadence.cli.processes import (
     check_device,
     check_same_run,
     has_run_folder,
@@ -31,17 +29,19 @@ from src.join import (
     processes_wanted,
     without_a_trace,
 )
-from src.launch import launched
-from src.overrides import with_one_schedule
-from src.resume import (
+from cadence.cli.resume import (
     state_to_go_on_from,
     take_along,
     take_over,
     where_a_trial_goes_on,
     with_resume,
 )
-from src.secrecy import with_secrets_in_environment
-from src.tell import ROOT, facts, in_multirun, summarised, tracked, where_to_look
+from cadence.cli.run import ROOT, facts, in_multirun, summarised, tracked, where_to_look
+from cadence.cli.secrets import with_secrets_in_environment
+from cadence.config import checks as configs
+from cadence.plan.shares import Plan
+from cadence.system.locks import going_on
+from cadence.system.secrets import redact_files, redact_logs
 
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State

@@ -27,6 +27,7 @@ from warm import Warm
 from cadence import Trainer
 from cadence.checkpoint.file_format import read
 from cadence.checkpoint.folder import FOLDER, Checkpoints, latest
+from cadence.cli.resume import OVERRIDES, with_resume
 from cadence.config.checks import ConfigError
 from cadence.data import TensorData, loader
 from cadence.engine.update import Outcome
@@ -36,7 +37,6 @@ from cadence.objectives import Regression
 from cadence.plan.clock import Clock
 from cadence.plan.schedule import cosine
 from cadence.system.locks import going_on
-from src.resume import OVERRIDES, with_resume
 
 
 class StoppedError(Exception):

@@ -11,15 +11,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from cadence.cli.build import build
+from cadence.cli.errors import command_line, errors_in_one_line
+from cadence.cli.overrides import with_one_schedule
+from cadence.cli.processes import WITHOUT_A_TRACE
+from cadence.cli.run import ROOT
+from cadence.cli.secrets import MULTIRUN
+from cadence.cli.train import TRUSTED_TARGETS
+from cadence.cli.usage import with_own_help
 from cadence.config import checks as configs
-from src.build import build
-from src.errors import command_line, errors_in_one_line
-from src.join import WITHOUT_A_TRACE
-from src.overrides import with_one_schedule
-from src.secrecy import MULTIRUN
-from src.tell import ROOT
-from src.train import TRUSTED_TARGETS
-from src.usage import with_own_help
 
 USAGE = "usage: python -m src.certify [overrides]"
 

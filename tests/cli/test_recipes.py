@@ -8,8 +8,8 @@ import pytest
 from conftest import CommandLine
 
 from cadence import accumulate, windows
-from src.build import build
-from src.tell import ROOT
+from cadence.cli.build import build
+from cadence.cli.run import ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "first_losses.json"
 RECIPES = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -20,8 +20,8 @@ def first_losses(recipe: str, count: int = 10) -> list[float]:
     from hydra import compose, initialize_config_dir
     from hydra.utils import execution_whitelist
 
+    from cadence.cli.train import TRUSTED_TARGETS
     from cadence.config import checks as configs
-    from src.train import TRUSTED_TARGETS
 
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
         run = build(configs.checked(compose("config", [f"experiment={recipe}", "device=cpu"])))

@@ -14,14 +14,14 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.utils import execution_whitelist
 
+from cadence.cli.build import build
+from cadence.cli.errors import command_line
+from cadence.cli.overrides import with_one_schedule
+from cadence.cli.resume import began_with, run_folder
+from cadence.cli.run import ROOT
+from cadence.cli.train import TRUSTED_TARGETS
+from cadence.cli.usage import HELP
 from cadence.config import checks as configs
-from src.build import build
-from src.errors import command_line
-from src.overrides import with_one_schedule
-from src.resume import began_with, run_folder
-from src.tell import ROOT
-from src.train import TRUSTED_TARGETS
-from src.usage import HELP
 
 USAGE = "usage: python -m src.evaluate run=<run folder, or last> [overrides]"
 

@@ -22,16 +22,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from cadence.cli.build import build
+from cadence.cli.errors import command_line, errors_in_one_line
+from cadence.cli.overrides import with_one_schedule
+from cadence.cli.processes import WITHOUT_A_TRACE
+from cadence.cli.resume import run_folder
+from cadence.cli.run import OF_NOW, ROOT
+from cadence.cli.secrets import MULTIRUN
+from cadence.cli.train import TRUSTED_TARGETS
+from cadence.cli.usage import with_own_help
 from cadence.config import checks as configs
-from src.build import build
-from src.errors import command_line, errors_in_one_line
-from src.join import WITHOUT_A_TRACE
-from src.overrides import with_one_schedule
-from src.resume import run_folder
-from src.secrecy import MULTIRUN
-from src.tell import OF_NOW, ROOT
-from src.train import TRUSTED_TARGETS
-from src.usage import with_own_help
 
 if TYPE_CHECKING:
     from cadence.advise.advice import Advice

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from src.secrecy import with_secrets_in_environment
+from cadence.cli.secrets import with_secrets_in_environment
 
 
 @pytest.fixture(autouse=True)

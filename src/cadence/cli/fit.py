@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from cadence.cli.build import Run
 from cadence.config import checks as configs
 from cadence.system.secrets import redacted_tree, with_its_type
-from src.build import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
