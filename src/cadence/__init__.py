@@ -18,7 +18,11 @@ __all__ = ["Trainer", "accumulate", "windows"]
 
 
 def __getattr__(name: str) -> Any:
-    rooms = {"Trainer": "trainer", "accumulate": "accumulation", "windows": "window"}
+    rooms = {
+        "Trainer": "training.trainer",
+        "accumulate": "engine.accumulation",
+        "windows": "plan.window",
+    }
     if name not in rooms:
         raise AttributeError(f"module 'cadence' has no attribute {name!r}")
     return getattr(import_module(f"cadence.{rooms[name]}"), name)

@@ -18,7 +18,7 @@ from cadence import Trainer, windows
 from cadence.objectives import Regression
 from cadence.plan.window import StepSizeSchedule
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 streams = st.lists(st.integers(), max_size=40)
 step_sizes = st.integers(min_value=1, max_value=50)

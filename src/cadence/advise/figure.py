@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cadence.advise.advice import Advice
+from cadence.display.colours import FRONT, INK, KNEE, PALE, REST
 from cadence.metrics.window_time_model import Estimate, Round
-from cadence.sweeps.figures import FRONT, INK, KNEE, PALE, REST
 
 WIDTH, HEIGHT = 1200, 600
 """Pixels."""

@@ -23,12 +23,12 @@ from cadence.certify.trial_passes import (
     Bench,
     in_one_pass,
     is_finite,
-    kept,
     relative_errors,
     set_up,
 )
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.device import is_compiled
+from cadence.engine.preserve import preserved
 from cadence.objectives import Objective, items_in
 from cadence.system.secrets import with_its_type
 
@@ -100,7 +100,7 @@ def certify(
     groups = _groups(model, optimizer)
     sizes = _sizes(window, microbatch_size)
     notes = _notes(model, window, optimizer)
-    with kept(model):
+    with preserved(model):
         make = partial(set_up, model, objective, window, groups, autocast)
         own = make()
         finer, why_not = _finer(own, make)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cadence.data.batch import Batch, mapped, moved, rebatched, sample_count
 from cadence.engine.accumulation import accumulate
 from cadence.engine.device import device_of, uncompile
+from cadence.engine.preserve import fill_buffers
 from cadence.objectives import Objective
 from cadence.system.secrets import with_its_type
 
@@ -109,7 +110,7 @@ class Bench:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        _fill(self.model, self.buffers)
+        fill_buffers(self.model, self.buffers)
         default = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype or default)  # for tensors that a forward makes
         try:
@@ -328,49 +329,6 @@ def _wide(tensor: Tensor) -> Tensor:
     dense = tensor.to_dense() if tensor.is_sparse else tensor
     on_device = dense.cpu() if dense.device.type == "mps" else dense  # which has no float64
     return on_device.to(torch.complex128 if dense.is_complex() else torch.float64)
-
-
-@contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
-    """Leave every random state as it was, and the model, run itself where it cannot be copied."""
-    with _random_states_kept(device_of(model)), _model_kept(model):
-        yield
-
-
-@contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    accelerated = device.type != "cpu"
-    devices = [device] if accelerated else []
-    kind = device.type if accelerated else "cuda"
-    try:
-        with torch.random.fork_rng(devices, device_type=kind):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-@contextmanager
-def _model_kept(model: nn.Module) -> Iterator[None]:
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        _fill(model, buffers)
-        for module, mode in training:
-            module.training = mode
-
-
-def _fill(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name in buffers and buffer.shape == buffers[name].shape:
-                buffer.copy_(buffers[name])
 
 
 @contextmanager

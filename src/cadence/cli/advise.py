@@ -59,8 +59,9 @@ def _advise(cfg: DictConfig) -> None:
     run = build(settings)
 
     from cadence.advise.advice import advise
+    from cadence.advise.printed import print_advice
     from cadence.advise.probe import probe
-    from cadence.display.terminal import open_console, print_advice
+    from cadence.display.terminal import open_console
     from cadence.engine.device import autocast_dtype
     from cadence.metrics.window_time_model import forecast
 
@@ -167,7 +168,8 @@ def advise_on(wanted: str) -> None:
         ValueError: It is still going on.
     """
     from cadence.advise.growing_window import warmup
-    from cadence.display.terminal import open_console, print_warmup
+    from cadence.advise.printed import print_warmup
+    from cadence.display.terminal import open_console
     from cadence.metrics.summary import FILE, read_summary
 
     folder = run_folder("run", wanted, ROOT / "mlruns" / "runs")
@@ -236,7 +238,3 @@ def main() -> None:
             )
         sys.argv[1:] = [*WITHOUT_A_TRACE, *with_one_schedule(sys.argv[1:])]
         advise()
-
-
-if __name__ == "__main__":
-    main()

@@ -43,7 +43,8 @@ def _certify(cfg: DictConfig) -> bool:
     run = build(settings)
 
     from cadence.certify.certificate import certify
-    from cadence.display.terminal import open_console, print_certificate
+    from cadence.certify.printed import print_certificate
+    from cadence.display.terminal import open_console
     from cadence.engine.device import autocast_dtype
     from cadence.plan.window import windows
 
@@ -70,7 +71,3 @@ def main() -> None:
             )
         sys.argv[1:] = [*with_one_schedule(sys.argv[1:]), *WITHOUT_A_TRACE]
         certify()
-
-
-if __name__ == "__main__":
-    main()

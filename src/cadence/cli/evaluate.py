@@ -66,7 +66,3 @@ def main() -> None:
         overrides = [argument for argument in given if not argument.startswith("run=")]
         folder = run_folder("run", runs[-1], ROOT / "mlruns" / "runs")
         evaluate(folder, overrides)
-
-
-if __name__ == "__main__":
-    main()

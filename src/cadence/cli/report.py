@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def main() -> None:
@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--storage", help="the study's database; default FOLDER/study.db")
     given = parser.parse_args()
 
-    from cadence.display.terminal import open_console, print_report
+    from cadence.display.terminal import open_console
+    from cadence.sweeps.printed import print_report
     from cadence.sweeps.report import load, write_report
     from cadence.system.secrets import redacted
 
@@ -35,7 +36,3 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {redacted(str(error))}")
     print_report(report, open_console())
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cadence.config.schema import Config
     from cadence.tracking.mlflow.tracker import Tracker
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 OF_NOW = ("resume", "track.run_id")
 """Keys that say where a run is kept and not what it is: no params to compare runs by."""

@@ -40,7 +40,3 @@ def _has_said_what_it_delivered(folder: Path, uri: str | None) -> bool:
         print(f"error: {folder}: {in_one_line(error)}", file=sys.stderr)
         return False
     return True
-
-
-if __name__ == "__main__":
-    main()

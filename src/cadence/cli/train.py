@@ -187,9 +187,3 @@ def main() -> None:
         arguments = with_one_schedule(with_resume(sys.argv[1:], ROOT / "mlruns" / "runs"))
         sys.argv[1:] = without_a_trace(with_secrets_in_environment(arguments))
         train()
-
-
-if __name__ == "__main__":
-    from src import train as hall  # a worker cannot import __main__: it would miss what is set here
-
-    hall.main()

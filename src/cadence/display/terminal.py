@@ -9,19 +9,12 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from cadence.advise.advice import Advice, table_of_advice
-from cadence.advise.growing_window import Warmup
-from cadence.certify.certificate import Certificate
-from cadence.display.table import Table as TextTable
 from cadence.engine.noise_scale import LEVEL
 from cadence.engine.update import Outcome
 from cadence.metrics.measure import Evaluation, WindowTime
 from cadence.metrics.record import Fitted
 from cadence.plan.clock import Clock
-from cadence.sweeps.report import Report
 
 REFRESH_SECONDS = 0.25
 """Between two looks at the progress bar: drawing it takes a millisecond of the training's time."""
@@ -31,6 +24,13 @@ def open_console(*, quiet: bool = False) -> Console:
     """Return a console on standard output; in a file or a pipe its lines may be long."""
     width = None if sys.stdout.isatty() else 160
     return Console(highlight=False, soft_wrap=True, quiet=quiet, width=width)
+
+
+def print_facts(facts: Mapping[str, str], console: Console) -> None:
+    """Print named facts, one a line."""
+    width = max(map(len, facts), default=0)
+    for name, fact in facts.items():
+        console.print(f"{name:<{width}}  {fact}", markup=False)
 
 
 class Display:
@@ -64,9 +64,7 @@ class Display:
 
     def facts(self, facts: Mapping[str, str]) -> None:
         """Print named facts, one a line."""
-        width = max(map(len, facts), default=0)
-        for name, fact in facts.items():
-            self._console.print(f"{name:<{width}}  {fact}", markup=False)
+        print_facts(facts, self._console)
 
     def __enter__(self) -> "Display":
         """Show the progress bar."""
@@ -148,95 +146,15 @@ def print_evaluation(evaluation: Evaluation, file: Path, samples: int, console: 
         samples: The samples it was trained on.
         console: Where to write.
     """
-    Display(None, console).facts(
+    print_facts(
         {
             "checkpoint": f"{file}, after {samples:,} samples",
             "held out": f"{evaluation.samples:,} samples, {evaluation.items:,} items",
             "val loss": _number(evaluation.loss),
             **{f"val {name}": _number(value) for name, value in evaluation.metrics.items()},
-        }
+        },
+        console,
     )
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Print a sweep's table, its warnings and its answer."""
-    console.print()
-    if report.table.rows:
-        console.print(_shown(report.table))
-    for warning in report.warnings:
-        console.print(f"warning: {warning}", markup=False)
-    console.print(report.sentence, markup=False)
-    console.print(f"report  {report.files[0].parent}", markup=False)
-
-
-def print_advice(advice: Advice, console: Console) -> None:
-    """Print what is predicted for each step_size, what it follows from, and what to choose."""
-    console.print()
-    console.print(_shown(table_of_advice(advice)))
-    console.print()
-    Display(None, console).facts(advice.facts)
-    console.print()
-    console.print(advice.sentence, markup=False)
-
-
-def print_warmup(warmup: Warmup, console: Console) -> None:
-    """Print how the noise scale grew, and the schedule of step_size that follows from it."""
-    rows = (
-        (f"{samples:,}", f"{scale:,.0f}", f"{best:.1f}") for samples, scale, best in warmup.growth
-    )
-    columns = "samples", "noise scale\n(items)", "best\nstep_size"
-    console.print(_shown(TextTable(columns, tuple(rows))))
-    console.print()
-    if len(warmup.schedule) == 1:
-        console.print(f"no schedule: step_size {warmup.schedule[0]} suits the whole run")
-    else:
-        console.print(f"schedule 'trainer.step_size={dict(warmup.schedule)}'", markup=False)
-
-
-def _shown(table: TextTable) -> Table:
-    shown = Table(*table.columns, box=None, pad_edge=False)
-    for row in table.rows:
-        shown.add_row(*map(Text, row))
-    return shown
-
-
-def print_certificate(certificate: Certificate, console: Console) -> None:
-    """Print what was compared, the worst of each parameter group, the verdict and its causes."""
-    sizes = ["null" if size is None else str(size) for size in certificate.microbatch_sizes]
-    table = Table(
-        *("group", "precision", "relative error", "tolerance", "worst parameter"),
-        "microbatch_size",
-        box=None,
-        pad_edge=False,
-    )
-    for worst in certificate.comparisons:
-        size = "null" if worst.microbatch_size is None else str(worst.microbatch_size)
-        numbers = f"{worst.error:.1e}", f"{worst.tolerance:.1e}"
-        table.add_row(*map(Text, (worst.group, worst.precision, *numbers, worst.parameter, size)))
-    lines = [f"note     {note}" for note in certificate.notes]
-    lines.append(
-        "PASS     every split compared has the same gradient, up to rounding"
-        if certificate.passed
-        else "FAIL     the gradient depends on how the window is split into micro-batches"
-    )
-    for cause in certificate.causes:
-        lines += [f"cause    {cause.finding}", f"remedy   {cause.remedy}"]
-    left = certificate.error_without_causes
-    if left is not None:
-        lines.append(f"proof    with that switched off every split agrees to {left:.1e}")
-    console.print(
-        f"window   {certificate.minibatches} mini-batches, {certificate.samples:,} samples, "
-        f"{certificate.items:,} items",
-        markup=False,
-    )
-    console.print(
-        f"compare  micro-batches of {', '.join(sizes)} samples with one pass", markup=False
-    )
-    console.print()
-    console.print(table)
-    console.print()
-    for line in lines:
-        console.print(line, markup=False)
 
 
 def _shares(step_sizes: Sequence[int]) -> str:

@@ -13,14 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from cadence.display.colours import FRONT, INK, KNEE, PALE, REST
 from cadence.sweeps.knee import Comparison
 from cadence.sweeps.pareto_front import Measure, Result, number
 
 WIDTH, HEIGHT = 1200, 750
 """Pixels of the still picture."""
-
-FRONT, KNEE, REST, PALE, INK = "#0072b2", "#d55e00", "#8a8a8a", "#555555", "#222222"
-"""Colours that differ for the colour-blind too (Okabe and Ito)."""
 
 TITLE = "Validation loss against throughput, by step_size (mini-batches per update)"
 THROUGHPUT = "throughput (samples/s, log scale)"

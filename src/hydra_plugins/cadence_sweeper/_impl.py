@@ -28,8 +28,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cadence.checkpoint.folder import has_begun
 from cadence.config.checks import ConfigError, checked, explained, quoted
-from cadence.display.terminal import open_console, print_report
+from cadence.display.terminal import open_console
 from cadence.sweeps import study as sweeps
+from cadence.sweeps.printed import print_report
 from cadence.sweeps.report import write_report
 from cadence.system.secrets import in_one_line, redacted, with_its_type
 from hydra_plugins.cadence_sweeper._launcher import Watched, failed

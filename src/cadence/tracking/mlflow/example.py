@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cadence.certify.trial_passes import kept
 from cadence.data.batch import Batch, moved
 from cadence.engine.device import device_of, uncompiled
+from cadence.engine.preserve import preserved
 from cadence.objectives import Objective
 
 
@@ -30,7 +30,7 @@ def example_inputs(model: nn.Module, objective: Objective, batch: Batch) -> Tens
         lambda _, inputs, named, outputs: calls.append((inputs, named, outputs)), with_kwargs=True
     )
     try:
-        with kept(model), uncompiled(model), torch.no_grad():
+        with preserved(model), uncompiled(model), torch.no_grad():
             model.eval()
             objective.total_loss(model, moved(batch, device_of(model)))
     finally:
