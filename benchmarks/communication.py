@@ -44,7 +44,7 @@ from benchmarks.figures import conditions, line, progress, said, spread
 from benchmarks.jobs import JOBS, Job
 from benchmarks.memory import minibatches
 from cadence import Trainer
-from cadence.distributed.process_group import joined
+from cadence.distributed.process_group import init_process_group
 from cadence.metrics.window_time_model import Model, Round, Turn, median_turns, simple
 from cadence.sweeps.figures import FRONT, INK, KNEE, PALE
 from cadence.system.malloc import keep_memory
@@ -164,7 +164,7 @@ def work(options: argparse.Namespace) -> None:
     job = JOBS[options.jobs[0]]()
     if options.delay:
         _delay_collectives(options.delay / 1000)
-    with joined("cpu", seed=0, timeout=300) as processes:
+    with init_process_group("cpu", seed=0, timeout=300) as processes:
         model = job.model()
         optimizer = job.optimizer(model)
         trainer = Trainer(model, optimizer, job.objective, 1, "cpu", processes=processes)
@@ -234,7 +234,7 @@ class Answer:
 
 
 def probe_of(step_sizes: Sequence[int]) -> list[int]:
-    """Return the step_sizes that the model is fitted to."""
+    """Return the step_sizes that the model is result to."""
     sizes = sorted(step_sizes)
     return sorted({sizes[0], sizes[1], sizes[len(sizes) // 2]})
 

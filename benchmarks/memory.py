@@ -183,7 +183,7 @@ def under_limit(how: str, limited: bool, threads: int) -> Outcome:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     weights = nn.utils.parameters_to_vector(model.parameters()).detach()
-    return Outcome(error, trainer.fitted.microbatch_size, weights, room)
+    return Outcome(error, trainer.result.microbatch_size, weights, room)
 
 
 def warm_up(job: Job) -> float:

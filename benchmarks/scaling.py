@@ -36,7 +36,7 @@ from cadence.models.mlp import mlp
 from cadence.plan.clock import Clock
 from cadence.sweeps.figures import FRONT, INK, KNEE, PALE
 from cadence.system.malloc import keep_memory
-from cadence.tracking.metrics_file import Journal, Point
+from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
 from cadence.tracking.mlflow.tracker import Tracker
 
 Measurement: TypeAlias = Callable[[int], tuple[float, float]]
@@ -128,11 +128,11 @@ def seconds_to_train(samples: int, step_size: int, model: torch.nn.Module | None
 def journalled(size: int) -> tuple[float, float]:
     """Write so many points to a run's journal, a window's at a time, until all are in the file."""
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder))
+        journal = MetricsFile(Path(folder))
         start = perf_counter()
         for number in range(size // POINTS_A_WINDOW):
             journal.append(
-                [Point(name, 0.123456789 * number, 32 * number, number) for name in NAMES]
+                [LoggedMetric(name, 0.123456789 * number, 32 * number, number) for name in NAMES]
             )
         journal.flush()
         seconds = perf_counter() - start

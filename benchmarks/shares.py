@@ -22,7 +22,7 @@ from cadence import Trainer
 from cadence.data import loader
 from cadence.data.batch import Batch
 from cadence.data.digits import digits
-from cadence.distributed.process_group import Alone, Processes, joined
+from cadence.distributed.process_group import ProcessGroup, SingleProcess, init_process_group
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification
 
@@ -48,7 +48,7 @@ class Slowed(Classification):
         return super().total_loss(model, batch)
 
 
-def trained(processes: Processes, seconds: float, samples: int) -> Result:
+def trained(processes: ProcessGroup, seconds: float, samples: int) -> Result:
     """Train, and return what it came to."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -57,14 +57,14 @@ def trained(processes: Processes, seconds: float, samples: int) -> Result:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
     trainer = Trainer(model, optimizer, Slowed(seconds), STEP_SIZE, "cpu", processes=processes)
     minibatches = loader(data.train, BATCH_SIZE, shuffle_seed=0)
-    fitted = trainer.fit(minibatches, max_samples=samples)
-    return fitted.samples_per_second, trainer.step_sizes
+    result = trainer.fit(minibatches, max_samples=samples)
+    return result.samples_per_second, trainer.step_sizes
 
 
 def _beside(rank: int, port: int, balances: bool, samples: int, file: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with joined("cpu", seed=0, timeout=60, balances=balances) as processes:
+    with init_process_group("cpu", seed=0, timeout=60, balances=balances) as processes:
         result = trained(processes, SECONDS[rank], samples)
     if rank == 0:
         torch.save(result, file)
@@ -95,7 +95,7 @@ def main() -> None:
     print("| round | alone, samples/s | even shares | of the limit | auto shares | of the limit |")
     print("| ---: | --- | --- | ---: | --- | ---: |")
     for number in range(1, given.rounds + 1):
-        alone = [trained(Alone(), seconds, given.samples // 4)[0] for seconds in SECONDS]
+        alone = [trained(SingleProcess(), seconds, given.samples // 4)[0] for seconds in SECONDS]
         told = []
         for balances in (False, True):
             speed, shares = together(balances, given.samples)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from cadence import Trainer
 from cadence.cli.processes import check_same_run
 from cadence.data import TensorData, loader
-from cadence.distributed.process_group import Joined, joined
+from cadence.distributed.process_group import TorchProcessGroup, init_process_group
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
 from cadence.plan.shares import Balance
@@ -29,7 +29,7 @@ SAID = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 b
 Found = dict[str, Any]
 
 
-def on_each(processes: int, run: Callable[[Joined, Path], None], folder: Path) -> None:
+def on_each(processes: int, run: Callable[[TorchProcessGroup, Path], None], folder: Path) -> None:
     """Run a function on several gloo processes on the loopback interface, until all have ended."""
     port = free_port()
     if processes == 1:
@@ -39,7 +39,7 @@ def on_each(processes: int, run: Callable[[Joined, Path], None], folder: Path) -
 
 
 def _joins(
-    rank: int, count: int, port: int, run: Callable[[Joined, Path], None], folder: Path
+    rank: int, count: int, port: int, run: Callable[[TorchProcessGroup, Path], None], folder: Path
 ) -> None:
     torch.set_num_threads(1)
     here = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
@@ -47,7 +47,7 @@ def _joins(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (here | there).items():
             patch.setenv(name, value)
-        with joined("cpu", seed=7, timeout=60) as processes:
+        with init_process_group("cpu", seed=7, timeout=60) as processes:
             run(processes, folder)
     threads = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
     (folder / f"threads{rank}").write_text("".join(threads))
@@ -184,7 +184,7 @@ def cases(processes: int) -> dict[str, Case]:
     }
 
 
-def train_all(processes: Joined, folder: Path) -> None:
+def train_all(processes: TorchProcessGroup, folder: Path) -> None:
     """Train every case, and leave this process's weights behind."""
     found: Found = {}
     for name, case in cases(processes.count).items():
@@ -192,7 +192,7 @@ def train_all(processes: Joined, folder: Path) -> None:
         found[name] = {
             "weights": [each.detach() for each in trainer.model.parameters()],
             "clock": tuple(trainer.clock),
-            "loss": trainer.fitted.train_loss,
+            "loss": trainer.result.train_loss,
             "unused": sorted(
                 name
                 for name, each in trainer.model.named_parameters()
@@ -204,7 +204,7 @@ def train_all(processes: Joined, folder: Path) -> None:
         further_cases(processes, folder)
 
 
-def further_cases(processes: Joined, folder: Path) -> None:
+def further_cases(processes: TorchProcessGroup, folder: Path) -> None:
     """Leave behind what is asked of two processes alone."""
     found: Found = {
         "counted": counted(processes),
@@ -220,7 +220,7 @@ def further_cases(processes: Joined, folder: Path) -> None:
     torch.save(found, folder / f"further{processes.rank}.pt")
 
 
-def counted(processes: Joined) -> Found:
+def counted(processes: TorchProcessGroup) -> Found:
     """Return the sizes of what each collective call moved, in 3 epochs at step_size 8."""
     calls: list[int] = []
     all_reduce = dist.all_reduce
@@ -239,16 +239,16 @@ def counted(processes: Joined) -> Found:
     return {"calls": calls, "updates": trainer.clock.updates, "parameters": parameters}
 
 
-def out_of_memory(processes: Joined) -> Found:
+def out_of_memory(processes: TorchProcessGroup) -> Found:
     case = Case((2, 2), Plain)
     trainer = case.trained((2, 2), processes, Small(100 if processes.rank == 0 else 2))
     return {
         "weights": [each.detach() for each in trainer.model.parameters()],
-        "microbatch_size": trainer.fitted.microbatch_size,
+        "microbatch_size": trainer.result.microbatch_size,
     }
 
 
-def refused(processes: Joined) -> Found:
+def refused(processes: TorchProcessGroup) -> Found:
     """Return what becomes of a window with NaN in one process's part alone."""
     data = regression_data(16)
     data.tensors[0][13] = torch.nan
@@ -261,7 +261,7 @@ def refused(processes: Joined) -> Found:
     }
 
 
-def other_loaders(processes: Joined) -> Found:
+def other_loaders(processes: TorchProcessGroup) -> Found:
     """Return the weights after loaders that know nothing of processes, and what they read."""
     found: Found = {}
     rows = Rows(regression_data())
@@ -291,18 +291,18 @@ def other_loaders(processes: Joined) -> Found:
     return found
 
 
-def half_precision(processes: Joined) -> Found:
+def half_precision(processes: TorchProcessGroup) -> Found:
     """Return the gradient of bfloat16 weights, of which one process has large and one small."""
     model = nn.Linear(2, 1, bias=False).bfloat16()
     processes.begin(model)
-    processes.meet([], Regression(), False)
+    processes.count_window([], Regression(), False)
     total = torch.tensor(256.0 if processes.rank == 0 else 0.75)
     wide: dict[nn.Parameter, Tensor | None] = {model.weight: total.expand(1, 2).clone()}
     processes.sum(total, wide)
     return {"wide": wide[model.weight]}
 
 
-def errors(processes: Joined) -> list[str]:
+def errors(processes: TorchProcessGroup) -> list[str]:
     embedding = nn.Embedding(3, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     processes.begin(embedding)
@@ -315,7 +315,7 @@ def errors(processes: Joined) -> list[str]:
     return [str(sparse.value), str(another.value), str(waiting.value)]
 
 
-def other_runs(processes: Joined) -> list[str]:
+def other_runs(processes: TorchProcessGroup) -> list[str]:
     """Return the errors where one process goes on from elsewhere, or has other data."""
     own, said = processes.rank, []
     for samples, clock in ((60, Clock()), (60, Clock(samples=own)), (60 + own, Clock())):
@@ -328,7 +328,9 @@ def other_runs(processes: Joined) -> list[str]:
     return said
 
 
-def noise_scale(step_sizes: tuple[int, ...], processes: Joined | None) -> tuple[float, ...]:
+def noise_scale(
+    step_sizes: tuple[int, ...], processes: TorchProcessGroup | None
+) -> tuple[float, ...]:
     """Return the noise scale that 160 windows of 4 mini-batches tell, and its interval."""
     case = Case(
         step_sizes,
@@ -337,19 +339,19 @@ def noise_scale(step_sizes: tuple[int, ...], processes: Joined | None) -> tuple[
         settings={"noise_scale": True},
         fit={"epochs": 40},
     )
-    fitted = case.trained(step_sizes, processes).fitted
-    return fitted.noise_scale, fitted.noise_scale_low, fitted.noise_scale_high
+    result = case.trained(step_sizes, processes).result
+    return result.noise_scale, result.noise_scale_low, result.noise_scale_high
 
 
 @contextmanager
-def said(room: str) -> Iterator[list[str]]:
-    """Collect what a room logs."""
+def said(module: str) -> Iterator[list[str]]:
+    """Collect what a module logs."""
     lines: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger(room).addHandler(handler)
+    logging.getLogger(module).addHandler(handler)
     yield lines
-    logging.getLogger(room).removeHandler(handler)
+    logging.getLogger(module).removeHandler(handler)
 
 
 class Switch(Balance):
@@ -367,7 +369,7 @@ class Switch(Balance):
         return 3, 1
 
 
-def shared_anew(processes: Joined) -> Found:
+def shared_anew(processes: TorchProcessGroup) -> Found:
     """Return what becomes of a run whose shares change within an epoch, by each kind of loader."""
     found: Found = {}
     for kind in ("cadence's", "torch's"):

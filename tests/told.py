@@ -8,7 +8,7 @@ from typing import Any
 
 import mlflow
 
-from cadence.tracking.metrics_file import FILE, Point
+from cadence.tracking.metrics_file import FILE, LoggedMetric
 from cadence.tracking.mlflow.tracker import Tracker
 
 LARGEST = 1.7976931348623157e308
@@ -21,24 +21,24 @@ def tracker(uri: str, folder: Path, *, every: int = 1, **more: Any) -> Tracker:
     return Tracker(uri, "tests", "a run", folder=folder, every=every, **given)
 
 
-def in_the_folder(folder: Path) -> list[Point]:
+def in_the_folder(folder: Path) -> list[LoggedMetric]:
     """Return the points in a run's folder, in order."""
     lines = (folder / FILE).read_text().splitlines()
-    return in_order(Point(**json.loads(line)) for line in lines)
+    return in_order(LoggedMetric(**json.loads(line)) for line in lines)
 
 
-def in_mlflow(uri: str, run_id: str | None) -> list[Point]:
+def in_mlflow(uri: str, run_id: str | None) -> list[LoggedMetric]:
     """Return the points of a run in MLflow, in order."""
     assert run_id is not None
     client = mlflow.MlflowClient(uri)
     return in_order(
-        Point(one.key, one.value, one.step, one.timestamp)
+        LoggedMetric(one.key, one.value, one.step, one.timestamp)
         for key in client.get_run(run_id).data.metrics
         for one in client.get_metric_history(run_id, key)
     )
 
 
-def in_order(points: Iterable[Point]) -> list[Point]:
+def in_order(points: Iterable[LoggedMetric]) -> list[LoggedMetric]:
     alike = [point._replace(value=comparable(float(point.value))) for point in points]
     return sorted(alike, key=lambda point: (point.key, point.step, point.timestamp, point.value))
 

@@ -18,11 +18,11 @@ __all__ = ["Trainer", "accumulate", "windows"]
 
 
 def __getattr__(name: str) -> Any:
-    rooms = {
+    modules = {
         "Trainer": "training.trainer",
         "accumulate": "engine.accumulation",
         "windows": "plan.window",
     }
-    if name not in rooms:
+    if name not in modules:
         raise AttributeError(f"module 'cadence' has no attribute {name!r}")
-    return getattr(import_module(f"cadence.{rooms[name]}"), name)
+    return getattr(import_module(f"cadence.{modules[name]}"), name)

@@ -28,7 +28,7 @@ from cadence.metrics.summary import read_summary
 from cadence.metrics.window_time_model import Estimate, Forecast, Turn, forecast, simple
 from cadence.objectives import Regression
 from cadence.plan.window import StepSizeSchedule
-from cadence.tracking.metrics_file import Point
+from cadence.tracking.metrics_file import LoggedMetric
 
 MEMORY = {1: 10.0, 4: 13.0, 16: 25.0}
 
@@ -196,8 +196,8 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float, once: float) -> None:
         self.now = 0.0
         self.each, self.once = each, once
-        for room in ("measure", "probe", "record", "clock"):
-            monkeypatch.setattr(f"cadence.{room}.perf_counter", lambda: self.now)
+        for module in ("metrics.measure", "advise.probe", "metrics.record", "plan.clock"):
+            monkeypatch.setattr(f"cadence.{module}.perf_counter", lambda: self.now)
 
     def trainer(self) -> Trainer:
         machine = self
@@ -270,7 +270,7 @@ def test_a_probe_leaves_the_trainer_as_it_was() -> None:
         probe(trainer, data, step_sizes=(1, 2), halfway=40)
 
     assert kept == [1]  # a second copy of model and moments, in the host's memory
-    assert (trainer.clock, trainer.step_size, trainer.fitted.updates) == (clock, 3, fitted.updates)
+    assert (trainer.clock, trainer.step_size, trainer.result.updates) == (clock, 3, fitted.updates)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     now = [state["exp_avg"] for state in trainer.optimizer.state.values()]
     assert all(map(torch.equal, now, moments))
@@ -409,7 +409,7 @@ def test_the_schedule_of_a_run_is_an_override_that_trains(
     grown = {64: 1.2, 128: 2.2, 256: 7.9}  # the best step_size after so many samples
     with (tmp_path / "run" / "metrics.jsonl").open("a") as journal:
         for step, best in grown.items():
-            point = Point("train/noise_scale", best**2 * 16 / cost, step, 1)
+            point = LoggedMetric("train/noise_scale", best**2 * 16 / cost, step, 1)
             journal.write(f"{json.dumps(point._asdict())}\n")
 
     ended = warm.run("src.advise", [f"run={tmp_path}/run"], tmp_path)
@@ -442,7 +442,7 @@ def test_a_schedule_is_by_what_a_runs_windows_truly_held(
     minibatch = (run["time_data_ms"] + run["time_compute_ms"]) / 3
     cost = (run["time_sync_ms"] + run["time_update_ms"]) / minibatch
     with (tmp_path / "run" / "metrics.jsonl").open("a") as journal:
-        point = Point("train/noise_scale", 4.0**2 * 479 / 2 / cost, 1437, 1)
+        point = LoggedMetric("train/noise_scale", 4.0**2 * 479 / 2 / cost, 1437, 1)
         journal.write(f"{json.dumps(point._asdict())}\n")
 
     ended = warm.run("src.advise", [f"run={tmp_path}/run"], tmp_path)

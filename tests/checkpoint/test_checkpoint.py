@@ -32,7 +32,7 @@ from oracles import CUDA, as_a_user_calls_it, same, weights
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from cadence.checkpoint import folder as room
+from cadence.checkpoint import folder as module
 from cadence.checkpoint.file_format import read, snapshot
 from cadence.checkpoint.folder import Checkpoints, latest
 from cadence.checkpoint.folder import file_format as statefile
@@ -505,7 +505,7 @@ def test_an_error_anywhere_in_a_save_leaves_whole_files_and_no_leftover(
 
         return counted
 
-    for owner, name in ((os, "fsync"), (Path, "replace"), (room.shutil, "copyfileobj")):
+    for owner, name in ((os, "fsync"), (Path, "replace"), (module.shutil, "copyfileobj")):
         monkeypatch.setattr(owner, name, or_full(getattr(owner, name)))
     message = f"checkpoint {folder / LAST}: not saved (No space left on device); {REMEDY}"
     with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
@@ -601,7 +601,7 @@ def test_save_returns_before_the_disk_has_it_and_the_state_may_change_at_once(
 
 def test_one_write_is_under_way_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots, written = [], []
-    write = room.write_synced
+    write = module.write_synced
 
     def taken(state: State) -> dict[str, Any]:
         snapshots.append(len(written))
@@ -612,8 +612,8 @@ def test_one_write_is_under_way_at_a_time(folder: Path, monkeypatch: pytest.Monk
         write(contents, file)
         written.append(file)
 
-    monkeypatch.setattr(room, "snapshot", taken)
-    monkeypatch.setattr(room, "write_synced", wrote)
+    monkeypatch.setattr(module, "snapshot", taken)
+    monkeypatch.setattr(module, "write_synced", wrote)
     save(folder, *map(numbered, range(1, 6)))
 
     assert snapshots == [0, 1, 2, 3, 4]  # each copy is made when the one before is on the disk
@@ -625,7 +625,7 @@ def test_saving_is_affordable_while_it_took_at_most_a_fiftieth_of_the_time(
 ) -> None:
     """By hand: 1 s in `save` and 3 s in a write are 4 s, 2 % of 200 s."""
     now, writing, saved = [100.0], threading.Event(), threading.Event()
-    write = room.write_synced
+    write = module.write_synced
 
     def snapshot_of_a_second(state: State) -> dict[str, Any]:
         now[0] += 1
@@ -637,9 +637,9 @@ def test_saving_is_affordable_while_it_took_at_most_a_fiftieth_of_the_time(
         now[0] += 3
         write(contents, file)
 
-    monkeypatch.setattr(room, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(room, "snapshot", snapshot_of_a_second)
-    monkeypatch.setattr(room, "write_synced", write_of_three_seconds)
+    monkeypatch.setattr(module, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module, "snapshot", snapshot_of_a_second)
+    monkeypatch.setattr(module, "write_synced", write_of_three_seconds)
 
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.affordable()

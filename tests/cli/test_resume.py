@@ -31,12 +31,12 @@ from cadence.cli.resume import OVERRIDES, with_resume
 from cadence.config.checks import ConfigError
 from cadence.data import TensorData, loader
 from cadence.engine.update import Outcome
-from cadence.metrics.record import Fitted
+from cadence.metrics.record import Result
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
 from cadence.plan.clock import Clock
 from cadence.plan.schedule import cosine
-from cadence.system.locks import going_on
+from cadence.system.locks import run_lock
 
 
 class StoppedError(Exception):
@@ -52,8 +52,8 @@ class Seen:
     def window(self, clock: Clock, outcome: Outcome) -> None:
         self.numbers.append((clock, outcome))
 
-    def evaluation(self, clock: Clock, fitted: Fitted) -> None:
-        self.numbers.append((clock, fitted.train_loss, fitted.val_loss))
+    def evaluation(self, clock: Clock, result: Result) -> None:
+        self.numbers.append((clock, result.train_loss, result.val_loss))
 
 
 def trainer_of(seed: int, **settings: Any) -> Trainer:
@@ -156,14 +156,14 @@ def go_on(
     limits: dict[str, int],
     evaluate_every: int | None,
     seen: Seen,
-) -> Fitted:
+) -> Result:
     left = dict(limits)
     if "epochs" in left:
         left["epochs"] -= trainer.clock.epoch
     if "max_samples" in left:
         left["max_samples"] -= trainer.clock.samples
     if min(value for name, value in left.items() if name != "patience") == 0:
-        return trainer.fitted
+        return trainer.result
     return trainer.fit(data, HELD_OUT, **left, evaluate_every=evaluate_every, observers=[seen])
 
 
@@ -512,7 +512,7 @@ def test_a_folder_in_which_a_run_goes_on_takes_no_second_one(
     (folder / OVERRIDES).write_text("- track=none\n")
     before = contents(folder)
 
-    with going_on(folder):
+    with run_lock(folder):
         second = command("track=none", *arguments[:-1], f"{arguments[-1]}{folder}")
 
     assert second.returncode == 1

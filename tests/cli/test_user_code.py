@@ -175,7 +175,7 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
     )
 
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("Fitted(step_size=16, ")
+    assert ended.stdout.startswith("Result(step_size=16, ")
 
 
 ROWS = """

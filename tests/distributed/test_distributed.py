@@ -52,7 +52,7 @@ def test_the_weights_are_those_of_one_process_however_windows_are_shared_out(tra
 
         assert relative_error(first[name]["weights"], expected.model.parameters()) < 1e-12, name
         assert first[name]["clock"] == tuple(expected.clock), name
-        assert first[name]["loss"] == pytest.approx(expected.fitted.train_loss, rel=1e-12), name
+        assert first[name]["loss"] == pytest.approx(expected.result.train_loss, rel=1e-12), name
         for other in others:
             assert same(other[name]["weights"], first[name]["weights"]), name
 

@@ -22,12 +22,12 @@ from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.display.terminal import Display
 from cadence.engine.accumulation import Accumulated, Accumulator
-from cadence.engine.microbatching import Passes
-from cadence.engine.noise_scale import LEVEL, UNKNOWN, Estimate, NoiseScale, Parts
+from cadence.engine.microbatching import Microbatching
+from cadence.engine.noise_scale import LEVEL, UNKNOWN, NoiseEstimate, NoiseScale, Parts
 from cadence.objectives import LanguageModelling, Regression
 from cadence.plan.clock import Clock
-from cadence.tracking.metrics_file import Journal
-from cadence.tracking.metrics_logger import Logbook
+from cadence.tracking.metrics_file import MetricsFile
+from cadence.tracking.metrics_logger import MetricsLogger
 
 
 def squares(gradients: Sequence[float], sizes: Sequence[int]) -> tuple[float, Parts]:
@@ -167,24 +167,24 @@ def standing_still(step_size: int, size: int, **settings: Any) -> Trainer:
 @pytest.mark.slow
 @pytest.mark.parametrize("step_size", [8, 32])
 def test_after_2000_windows_the_estimate_is_within_a_tenth(step_size: int) -> None:
-    fitted = standing_still(step_size, 8).fit([*stream(2000 * step_size, 8, seed=1)], epochs=1)
+    result = standing_still(step_size, 8).fit([*stream(2000 * step_size, 8, seed=1)], epochs=1)
 
-    assert fitted.updates == 2000
-    assert fitted.noise_scale == pytest.approx(TRUTH, rel=0.1)
+    assert result.updates == 2000
+    assert result.noise_scale == pytest.approx(TRUTH, rel=0.1)
 
 
 def test_two_ragged_minibatches_are_unbiased_up_to_the_interval() -> None:
     sizes = [8, 4, 8, 1] * 1000
     minibatches = [cut(batch, [size, 8 - size])[0] if size < 8 else batch
                    for size, batch in zip(sizes, stream(4000, 8, seed=3), strict=True)]  # fmt: skip
-    fitted = standing_still(2, 8).fit(minibatches, epochs=1)
+    result = standing_still(2, 8).fit(minibatches, epochs=1)
 
-    assert fitted.noise_scale_low is not None
-    assert fitted.noise_scale_high is not None
-    assert fitted.noise_scale_low < TRUTH < fitted.noise_scale_high < 2 * TRUTH
+    assert result.noise_scale_low is not None
+    assert result.noise_scale_high is not None
+    assert result.noise_scale_low < TRUTH < result.noise_scale_high < 2 * TRUTH
 
 
-def simulated(seed: int, step_size: int, size: int = 8, windows: int = 2000) -> Estimate:
+def simulated(seed: int, step_size: int, size: int = 8, windows: int = 2000) -> NoiseEstimate:
     """Return the estimate of gradients as linear regression has them, drawn all at once."""
     random = np.random.default_rng(seed)
     inputs = random.standard_normal((windows, step_size, size, FEATURES))
@@ -324,9 +324,9 @@ def test_what_is_learned_does_not_depend_on_it(microbatch_size: int | None) -> N
     (off, plain), (on, trainer) = trained(False, microbatch_size), trained(True, microbatch_size)
 
     assert same(on, off)
-    assert plain.fitted.noise_scale is None
-    assert trainer.fitted.noise_scale is not None
-    assert trainer.fitted.noise_scale > 0
+    assert plain.result.noise_scale is None
+    assert trainer.result.noise_scale is not None
+    assert trainer.result.noise_scale > 0
 
 
 def test_a_window_of_a_single_pass_is_halved_now_and_then_and_reported_as_it_is_otherwise() -> None:
@@ -339,20 +339,22 @@ def test_a_window_of_a_single_pass_is_halved_now_and_then_and_reported_as_it_is_
             model, SGD(model.parameters(), lr=0.01), Regression(), 2, "cpu", microbatch_size=64,
             noise_scale=noise_scale,
         )  # fmt: skip
-        fitted = trainer.fit(minibatches, epochs=7)
-        finals.append((weights(model), fitted.microbatch_size))
+        result = trainer.fit(minibatches, epochs=7)
+        finals.append((weights(model), result.microbatch_size))
 
     assert relative_error(finals[1][0], finals[0][0]) <= 1e-12
     assert finals[0][1] == finals[1][1] == 64
-    assert fitted.noise_scale is not None
-    assert fitted.noise_scale > 0
+    assert result.noise_scale is not None
+    assert result.noise_scale > 0
 
 
 def measured_windows(
     model: nn.Module, count: int, sizes: Sequence[int], microbatch_size: int | None
 ) -> list[int]:
     """Return which of the windows were measured."""
-    passes = Passes(microbatch_size, None, allow_batch_coupling=False, autocast=None, scaler=None)
+    passes = Microbatching(
+        microbatch_size, None, allow_batch_coupling=False, autocast=None, scaler=None
+    )
     passes.begin(model, Regression(), measured=[*model.parameters()])
     window = cut(regression_pair(sum(sizes)), sizes)
     found: list[Accumulated] = []
@@ -427,15 +429,15 @@ def test_a_refused_window_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_cannot_be_told_is_said_in_words_and_drawn_nowhere(
     tmp_path: Path, estimate: tuple[float, float, float], said: str, logged: int
 ) -> None:
-    fitted = replace(
+    result = replace(
         standing_still(2, 4).fit([*stream(2, 4, seed=0)], epochs=1),
         **dict(zip(("noise_scale", "noise_scale_low", "noise_scale_high"), estimate, strict=True)),
     )
     written = StringIO()
-    Display(None, Console(file=written, width=160)).table(fitted, (2,), {})
-    journal = Journal(tmp_path)
-    logbook = Logbook(journal, dict, every=1, resumed_at=None)
-    logbook.measured(Clock(samples=8), fitted)
+    Display(None, Console(file=written, width=160)).table(result, (2,), {})
+    journal = MetricsFile(tmp_path)
+    logbook = MetricsLogger(journal, dict, every=1, resumed_at=None)
+    logbook.measured(Clock(samples=8), result)
     logbook.close()
     journal.close()
 

@@ -121,7 +121,7 @@ def test_what_fits_is_remembered(caplog: pytest.LogCaptureFixture) -> None:
         "4 samples per forward and backward do not fit into memory (4096 bytes asked for); at "
         "most 2 from here on, with the same gradient",
     ]
-    assert trainer.fitted.microbatch_size == 2
+    assert trainer.result.microbatch_size == 2
 
 
 def test_held_out_mini_batches_are_split_to_what_fits() -> None:
@@ -219,7 +219,7 @@ def trained(mib, samples):
         used = int(open("/proc/self/statm").read().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20, resource.RLIM_INFINITY))
     trainer.fit(data, epochs=1)
-    return [p.detach().clone() for p in model.parameters()], trainer.fitted.microbatch_size
+    return [p.detach().clone() for p in model.parameters()], trainer.result.microbatch_size
 
 free, _ = trained(None, 1024)
 tight, size = trained(400, 1024)

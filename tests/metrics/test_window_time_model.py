@@ -12,7 +12,6 @@ from cadence.metrics.window_time_model import (
     Line,
     Model,
     Turn,
-    fitted,
     forecast,
     median_turns,
     simple,
@@ -84,7 +83,7 @@ def test_where_larger_windows_cost_more_the_ceiling_is_the_highest_throughput() 
 def test_no_step_size_exceeds_the_ceiling_and_none_below_reaches_its_share(
     measured: dict[int, Turn], share: float
 ) -> None:
-    model = fitted(measured, 32)
+    model = fit_model(measured, 32)
     reached = model.reaching(share)
 
     for size in range(1, 200):
@@ -106,7 +105,7 @@ def test_mini_batches_of_one_price_are_found_again_from_any_step_sizes(
 ) -> None:
     truth = simple(once, each, 32)
     for sizes in ((4,), (1, 4, 16), (2, 3, 5, 8)):
-        found = fitted(turns(once, {size: size * each for size in sizes}), 32)
+        found = fit_model(turns(once, {size: size * each for size in sizes}), 32)
 
         assert found.shape == "proportional"
         for size in SIZES:
@@ -116,7 +115,7 @@ def test_mini_batches_of_one_price_are_found_again_from_any_step_sizes(
 
 def test_a_window_with_a_price_of_its_own_is_a_straight_line() -> None:
     """As where a window goes through in one pass: 3 s, and 1 s for each mini-batch."""
-    found = fitted(turns(2.0, {size: 3.0 + size for size in (1, 4, 16)}), 32)
+    found = fit_model(turns(2.0, {size: 3.0 + size for size in (1, 4, 16)}), 32)
 
     assert found.shape == "straight"
     assert found.lines == (pytest.approx((5.0, 1.0, math.inf)),)
@@ -128,7 +127,7 @@ def test_a_bent_machine_is_met_where_it_was_measured_and_between() -> None:
     """One pass a window up to 4 mini-batches, which costs less each; then two passes and more."""
     truth = {1: 2.0, 2: 2.2, 4: 2.6, 8: 5.2, 16: 10.4, 32: 20.8}
 
-    found = fitted(turns(1.0, {size: truth[size] for size in (1, 4, 16)}), 32)
+    found = fit_model(turns(1.0, {size: truth[size] for size in (1, 4, 16)}), 32)
 
     assert found.shape == "bent"
     for size in truth:
@@ -138,7 +137,7 @@ def test_a_bent_machine_is_met_where_it_was_measured_and_between() -> None:
 def test_an_update_that_takes_longer_in_larger_windows_is_no_error() -> None:
     measured = {1: Turn(1.0, 0.5), 4: Turn(4.0, 0.9), 16: Turn(16.0, 1.4)}
 
-    found = fitted(measured, 32)
+    found = fit_model(measured, 32)
 
     for size, turn in measured.items():
         assert found.seconds(size) == pytest.approx(turn.seconds, rel=0.03)
@@ -148,28 +147,28 @@ def test_an_update_that_takes_longer_in_larger_windows_is_no_error() -> None:
 def test_a_shape_is_too_simple_only_beyond_the_noise() -> None:
     measured = turns(0.0, {1: 1.0, 4: 4.0, 16: 17.6})
 
-    assert fitted(measured, 32).shape != "proportional"
+    assert fit_model(measured, 32).shape != "proportional"
     far = turns(0.0, {1: 1.0, 4: 4.0, 16: 22.0})
-    assert fitted(far, 32, noise=dict.fromkeys(far, 0.5)).shape != "proportional"
-    found = fitted(measured, 32, noise=dict.fromkeys(measured, 0.05))
+    assert fit_model(far, 32, noise=dict.fromkeys(far, 0.5)).shape != "proportional"
+    found = fit_model(measured, 32, noise=dict.fromkeys(measured, 0.05))
     assert found.shape == "proportional"
     # the least squared relative errors: x = (1 + 1 + 1 / 1.1) / (1 + 1 + 1 / 1.1 ** 2)
     assert found.lines[0].slope == pytest.approx((2 + 1 / 1.1) / (2 + 1 / 1.21))
 
 
 def test_time_never_falls_with_step_size() -> None:
-    found = fitted(turns(0.5, {1: 1.2, 4: 1.0, 16: 1.1}), 1)
+    found = fit_model(turns(0.5, {1: 1.2, 4: 1.0, 16: 1.1}), 1)
 
     assert all(line.slope >= 0 for line in found.lines)
-    flat = fitted(turns(0.5, {1: 1.02, 16: 1.0}), 1)
+    flat = fit_model(turns(0.5, {1: 1.02, 16: 1.0}), 1)
     assert (flat.ceiling, flat.reaching()) == (math.inf, math.inf)
 
 
 def test_below_the_smallest_a_mini_batch_costs_no_less_than_nothing() -> None:
     # passes of 0.5, 0.52 and 9 s: the line through the last two is at -50 s at step_size 1, that
     # from nothing to the first at 0.5 / 8
-    found = fitted(turns(0.1, {8: 0.5, 9: 0.52, 10: 9.0}), 1)
-    steep = fitted(turns(0.1, {8: 0.5, 9: 9.0, 10: 9.1}), 1)
+    found = fit_model(turns(0.1, {8: 0.5, 9: 0.52, 10: 9.0}), 1)
+    steep = fit_model(turns(0.1, {8: 0.5, 9: 9.0, 10: 9.1}), 1)
 
     assert found.shape == steep.shape == "bent"
     assert found.seconds(1) == pytest.approx(0.1 + 0.36)  # 0.34 s of its own, and 0.02 s for each
@@ -186,7 +185,7 @@ def test_below_the_smallest_a_mini_batch_costs_no_less_than_nothing() -> None:
     )
 )
 def test_every_window_takes_some_time_whatever_was_measured(measured: dict[int, Turn]) -> None:
-    found = fitted(measured, 32)
+    found = fit_model(measured, 32)
 
     for size in {*measured, *SIZES, 10**5}:
         assert 0 <= found.once <= found.seconds(size) < math.inf

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cadence.sweeps import figures as pareto
 from cadence.sweeps import knee as knees
 from cadence.sweeps.knee import compare, gain, knee, sentence, versus, warnings_of_noise
-from cadence.sweeps.pareto_front import Measure, Result, front, number, results
+from cadence.sweeps.pareto_front import Measure, PointResult, front, number, results
 from cadence.sweeps.prediction import predictions, where_they_part
 from cadence.sweeps.report import Report, load, write_report
 from cadence.sweeps.trials import read
@@ -83,14 +83,14 @@ def result(
     val_loss: float | tuple[float, float, float],
     speed: float | tuple[float, float, float],
     **params: Any,
-) -> Result:
+) -> PointResult:
     """A point; a tuple is (value, low, high)."""
     searched = {} if step_size is None else {"trainer.step_size": step_size}
     measures = [
         Measure(*value) if isinstance(value, tuple) else Measure(value, value, value)
         for value in (val_loss, speed)
     ]
-    return Result(
+    return PointResult(
         params=searched | params,
         step_size=step_size,
         trials=(0,),
@@ -103,7 +103,7 @@ def result(
     )
 
 
-def told(*results: Result) -> str:
+def told(*results: PointResult) -> str:
     return sentence(compare(results))
 
 
@@ -229,7 +229,7 @@ points = st.lists(
 )
 
 
-def dominates(one: Result, other: Result) -> bool:
+def dominates(one: PointResult, other: PointResult) -> bool:
     gains = (
         other.val_loss.value - one.val_loss.value,
         one.throughput.value - other.throughput.value,
@@ -374,7 +374,7 @@ def test_a_diverged_point_does_not_move_the_knee() -> None:
         ([result(None, 0.5, 1000)], "trial 0 is the only point: nothing to compare it with"),
     ],
 )
-def test_the_answer(results: list[Result], said: str) -> None:
+def test_the_answer(results: list[PointResult], said: str) -> None:
     assert told(*results) == said
 
 
@@ -416,7 +416,7 @@ def test_the_answer(results: list[Result], said: str) -> None:
         ),
     ],
 )
-def test_do_not_accumulate(results: list[Result], said: str) -> None:
+def test_do_not_accumulate(results: list[PointResult], said: str) -> None:
     assert told(*results) == said
 
 

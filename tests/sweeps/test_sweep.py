@@ -27,8 +27,8 @@ from sqlalchemy import event
 from told import in_mlflow, in_the_folder
 
 from cadence.sweeps import study as sweeps
-from cadence.tracking.mlflow.sweep_runs import Lineage, parent_of_folder
-from cadence.tracking.run_file import Delivered
+from cadence.tracking.mlflow.sweep_runs import SweepRuns, parent_of_folder
+from cadence.tracking.run_file import UploadState
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
 NAME = "step_size_digits_mlp"
@@ -542,7 +542,7 @@ def forget_the_last_point_in_mlflow(folder: Path, uri: str, run_id: str) -> None
         connection.commit()
     taken = next(at for at, line in enumerate(lines) if json.loads(line)["key"] == last["key"])
     size = len(b"".join(lines[:taken]))
-    Delivered(run_id=run_id, described=True, sending=size, points=size).save(folder)
+    UploadState(run_id=run_id, described=True, sending=size, points=size).save(folder)
     client = mlflow.MlflowClient(uri)
     client.set_tag(run_id, "cadence.reason", "its sweep died")
     client.set_terminated(run_id, "KILLED")
@@ -561,12 +561,12 @@ def test_a_sweep_whose_tracking_moved_gets_a_parent_at_the_new_place(
 ) -> None:
     there = (tracking_uri, "moved", "a sweep", tmp_path, "an id")
 
-    lineage = Lineage(*there, parent="0" * 32)
+    lineage = SweepRuns(*there, parent="0" * 32)
 
     assert caplog.messages == [
         f"{tracking_uri} does not know the sweep's run {'0' * 32}; it gets another there"
     ]
-    assert Lineage(*there, parent=lineage.parent).parent == lineage.parent
+    assert SweepRuns(*there, parent=lineage.parent).parent == lineage.parent
     run = mlflow.MlflowClient(tracking_uri).get_run(lineage.parent)
     assert run.info.run_name == "a sweep"
     assert not lineage.has_finished("0" * 32)
@@ -577,7 +577,8 @@ def test_a_study_begun_anew_gets_a_parent_of_its_own(tmp_path: Path, tracking_ur
     ids = [sweeps.study_id(study) for study in studies]
 
     first, anew, after_a_crash = (
-        Lineage(tracking_uri, "anew", "s", tmp_path, ids[index], parent=None) for index in (0, 1, 0)
+        SweepRuns(tracking_uri, "anew", "s", tmp_path, ids[index], parent=None)
+        for index in (0, 1, 0)
     )
 
     assert sweeps.study_id(studies[0]) == ids[0]
@@ -589,12 +590,12 @@ def test_a_parent_that_was_deleted_in_mlflow_is_replaced(
     tmp_path: Path, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = (tracking_uri, "deleted", "a sweep", tmp_path, "an id")
-    before = Lineage(*there, parent=None)
+    before = SweepRuns(*there, parent=None)
     child = before.child(0)
     client = mlflow.MlflowClient(tracking_uri)
     client.delete_run(before.parent)
 
-    lineage = Lineage(*there, parent=before.parent)
+    lineage = SweepRuns(*there, parent=before.parent)
 
     assert lineage.parent != before.parent
     assert caplog.messages == [
@@ -607,11 +608,11 @@ def test_a_parent_that_was_deleted_in_mlflow_is_replaced(
 def test_a_sweep_in_another_experiment_gets_a_parent_there_and_leaves_nothing_running(
     tmp_path: Path, tracking_uri: str
 ) -> None:
-    before = Lineage(tracking_uri, "before", "a sweep", tmp_path, "an id", parent=None)
+    before = SweepRuns(tracking_uri, "before", "a sweep", tmp_path, "an id", parent=None)
     lost, alive = before.child(0), before.child(1)
     client = mlflow.MlflowClient(tracking_uri)
 
-    after = Lineage(tracking_uri, "after", "a sweep", tmp_path, "an id", before.parent)
+    after = SweepRuns(tracking_uri, "after", "a sweep", tmp_path, "an id", before.parent)
     after.end_lost([alive])
 
     experiment = client.get_experiment_by_name("after")

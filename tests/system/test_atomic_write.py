@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cadence.system.atomic_write import copy_whole, write_whole
+from cadence.system.atomic_write import copy_atomically, write_atomically
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_bytes_are_on_the_disk_before_the_name_is(disk: list[str], tmp_path: Path) -> None:
-    write_whole(tmp_path / "written", "text")
-    copy_whole(tmp_path / "written", tmp_path / "copied")
+    write_atomically(tmp_path / "written", "text")
+    copy_atomically(tmp_path / "written", tmp_path / "copied")
 
     assert disk == ["synced", "renamed"] * 2
     assert (tmp_path / "copied").read_text() == "text"
@@ -48,7 +48,7 @@ def test_what_cannot_be_written_leaves_what_was_there_and_no_part(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for write in (lambda: write_whole(file, "new"), lambda: copy_whole(source, file)):
+    for write in (lambda: write_atomically(file, "new"), lambda: copy_atomically(source, file)):
         with pytest.raises(OSError, match="No space left on device") as refused:
             write()
         assert refused.value.filename == str(file)

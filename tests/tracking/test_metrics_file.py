@@ -11,23 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from cadence.tracking.metrics_file import BUFFERED, FILE, Journal, Point
+from cadence.tracking.metrics_file import BUFFERED, FILE, LoggedMetric, MetricsFile
 
 
-def points(steps: range, key: str = "train/loss") -> list[Point]:
-    return [Point(key, 1 / (step + 1), step, 1_000 + step) for step in steps]
+def points(steps: range, key: str = "train/loss") -> list[LoggedMetric]:
+    return [LoggedMetric(key, 1 / (step + 1), step, 1_000 + step) for step in steps]
 
 
-def held(folder: Path) -> list[Point]:
-    with closing(Journal(folder)) as journal:
+def held(folder: Path) -> list[LoggedMetric]:
+    with closing(MetricsFile(folder)) as journal:
         return journal.read(0, 10**9)[0]
 
 
 def test_points_come_back_as_they_were_even_those_that_are_no_numbers(tmp_path: Path) -> None:
     values = [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan]
-    kept = [Point("train/loss", value, step, 7) for step, value in enumerate(values)]
+    kept = [LoggedMetric("train/loss", value, step, 7) for step, value in enumerate(values)]
 
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append(kept)
         journal.flush()
 
@@ -35,8 +35,10 @@ def test_points_come_back_as_they_were_even_those_that_are_no_numbers(tmp_path: 
 
 
 def test_each_line_is_one_object_of_strict_json(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
-        journal.append([Point("val/loss", 0.5, 128, 9), Point("val/loss", math.nan, 256, 10)])
+    with closing(MetricsFile(tmp_path)) as journal:
+        journal.append(
+            [LoggedMetric("val/loss", 0.5, 128, 9), LoggedMetric("val/loss", math.nan, 256, 10)]
+        )
         journal.flush()
 
     assert (tmp_path / FILE).read_text() == (
@@ -49,7 +51,7 @@ def test_each_line_is_one_object_of_strict_json(tmp_path: Path) -> None:
     "damaged", [b"\0\0\n", b"\xff\n", b"[1]\n", b'{"key": "val/loss"}\n', b'{"key"\n', b"\n"]
 )
 def test_a_damaged_line_is_named_and_not_passed_over(tmp_path: Path, damaged: bytes) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append(points(range(2)))
         journal.flush()
     file = tmp_path / FILE
@@ -69,14 +71,14 @@ def test_a_death_at_any_byte_costs_at_most_the_line_that_was_being_written(
     tmp_path_factory: pytest.TempPathFactory, cut: int
 ) -> None:
     folder = tmp_path_factory.mktemp("cut")
-    with closing(Journal(folder)) as journal:
+    with closing(MetricsFile(folder)) as journal:
         journal.append(points(range(8)))
         journal.flush()
     whole = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(whole[:cut])
     left = whole[:cut].count(b"\n")
 
-    with closing(Journal(folder)) as journal:
+    with closing(MetricsFile(folder)) as journal:
         journal.append(points(range(8, 10)))
         journal.flush()
 
@@ -84,7 +86,7 @@ def test_a_death_at_any_byte_costs_at_most_the_line_that_was_being_written(
 
 
 def test_any_number_of_points_is_read_in_order_piece_by_piece(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append(points(range(25)))
         journal.flush()
         pieces, start = [], 0
@@ -98,7 +100,7 @@ def test_any_number_of_points_is_read_in_order_piece_by_piece(tmp_path: Path) ->
 
 
 def test_no_more_points_than_the_buffer_holds_ever_wait_in_memory(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         waiting = []
         for step in range(20 * BUFFERED + 3):
             journal.append(points(range(step, step + 1)))
@@ -109,13 +111,13 @@ def test_no_more_points_than_the_buffer_holds_ever_wait_in_memory(tmp_path: Path
 
 
 def test_a_second_journal_of_the_same_run_is_refused(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)), pytest.raises(ValueError, match="its run is") as refused:
-        Journal(tmp_path)
+    with closing(MetricsFile(tmp_path)), pytest.raises(ValueError, match="its run is") as refused:
+        MetricsFile(tmp_path)
 
     assert str(refused.value) == (
         f"{tmp_path}: its run is still going on, or being delivered; wait for it"
     )
-    Journal(tmp_path).close()
+    MetricsFile(tmp_path).close()
 
 
 @contextmanager
@@ -130,7 +132,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_whole_lines_and_what_it_did_not_take_waits(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append(points(range(3)))
         journal.flush()
         before = (tmp_path / FILE).read_bytes()
@@ -145,12 +147,12 @@ def test_a_full_disk_leaves_whole_lines_and_what_it_did_not_take_waits(tmp_path:
     assert held(tmp_path) == points(range(9))
 
 
-def bytes_of(journal: Journal, lines: int) -> int:
+def bytes_of(journal: MetricsFile, lines: int) -> int:
     return journal.read(0, lines)[1]
 
 
 def test_going_back_drops_later_points_that_no_server_can_have(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append(points(range(10, 101, 10)))
         journal.flush()
         journal.rewind(40, keep=bytes_of(journal, 6))
@@ -161,11 +163,11 @@ def test_going_back_drops_later_points_that_no_server_can_have(tmp_path: Path) -
 
 
 def test_what_comes_again_is_passed_over_key_by_key(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append([*points(range(5)), *points(range(2), "val/loss")])
         journal.flush()
         journal.rewind(0, keep=journal.size)
-        again = [Point("train/loss", -1.0, step, 5_000) for step in range(1, 7)]
+        again = [LoggedMetric("train/loss", -1.0, step, 5_000) for step in range(1, 7)]
         journal.append([*again, *points(range(1, 4), "val/loss"), *points(range(1), "new")])
         journal.flush()
 
@@ -179,11 +181,11 @@ def test_what_comes_again_is_passed_over_key_by_key(tmp_path: Path) -> None:
 
 
 def test_what_is_measured_anew_stands_beside_the_last_step_that_is_held(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append(points(range(3), "memory/peak_mib"))
         journal.flush()
         journal.rewind(1, keep=journal.size)
-        anew = [Point("memory/peak_mib", -1.0, step, 5_000) for step in range(1, 4)]
+        anew = [LoggedMetric("memory/peak_mib", -1.0, step, 5_000) for step in range(1, 4)]
         journal.append(anew, again=True)
         journal.flush()
 
@@ -191,7 +193,7 @@ def test_what_is_measured_anew_stands_beside_the_last_step_that_is_held(tmp_path
 
 
 def test_nothing_is_passed_over_before_a_run_goes_back(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append([*points(range(3)), *points(range(3))])
         journal.flush()
 
@@ -199,7 +201,7 @@ def test_nothing_is_passed_over_before_a_run_goes_back(tmp_path: Path) -> None:
 
 
 def test_a_file_holds_nothing_but_json_after_going_back(tmp_path: Path) -> None:
-    with closing(Journal(tmp_path)) as journal:
+    with closing(MetricsFile(tmp_path)) as journal:
         journal.append(points(range(4)))
         journal.flush()
         journal.rewind(2, keep=0)

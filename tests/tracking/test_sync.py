@@ -21,8 +21,8 @@ from cadence.plan.clock import Clock
 from cadence.tracking import address
 from cadence.tracking import upload as delivery
 from cadence.tracking.metrics_file import BUFFERED, FILE
-from cadence.tracking.mlflow.sweep_runs import Lineage
-from cadence.tracking.run_file import Delivered
+from cadence.tracking.mlflow.sweep_runs import SweepRuns
+from cadence.tracking.run_file import UploadState
 
 Sync = Callable[..., tuple[int, str, str]]
 
@@ -58,7 +58,7 @@ def synced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def wait_until_delivered(folder: Path) -> None:
     """Wait until MLflow has all that is in the folder's file by now."""
     size = (folder / FILE).stat().st_size
-    while Delivered.load(folder).points < size:
+    while UploadState.load(folder).points < size:
         pass
 
 
@@ -130,12 +130,12 @@ def test_points_that_are_sent_again_through_a_server_are_kept_once(
     with tracker(server.uri, tmp_path) as tracked:
         for sample, value in enumerate((0.1, float("nan"), float("inf"), float("-inf"))):
             tracked.log(Clock(samples=sample), {"number": value})
-    done = Delivered.load(tmp_path)
-    Delivered(run_id=done.run_id, described=True).save(tmp_path)
+    done = UploadState.load(tmp_path)
+    UploadState(run_id=done.run_id, described=True).save(tmp_path)
 
     assert synced(tmp_path)[0] == 0
 
-    assert Delivered.load(tmp_path) == done
+    assert UploadState.load(tmp_path) == done
     assert in_mlflow(server.uri, tracked.run_id) == in_the_folder(tmp_path)
 
 
@@ -146,7 +146,7 @@ def test_a_sweep_waits_between_two_trials_for_a_server_that_went_away_but_not_fo
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(address, "FIRST_PAUSE_SECONDS", 0.05)
-    lineage = Lineage(server.uri, "waiting", "a sweep", tmp_path, "an id", parent=None)
+    lineage = SweepRuns(server.uri, "waiting", "a sweep", tmp_path, "an id", parent=None)
     server.kill()
     with monkeypatch.context() as impatient:
         impatient.setattr(address, "WAIT_SECONDS", 0.0)
@@ -244,7 +244,7 @@ def test_what_was_delivered_is_not_delivered_again(
 
     again = synced(tmp_path)
 
-    run_id = Delivered.load(tmp_path).run_id
+    run_id = UploadState.load(tmp_path).run_id
     assert first[0] == again[0] == 0
     assert again[1] == f"{tmp_path}: nothing is left to deliver; it is run {run_id}\n"
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
@@ -256,10 +256,10 @@ def test_a_run_that_died_between_its_making_and_the_note_of_it_is_found_again(
 ) -> None:
     with tracker(tracking_uri, tmp_path) as tracked:
         tracked.log(Clock(samples=1), {"number": 1.0})
-    Delivered().save(tmp_path)
+    UploadState().save(tmp_path)
 
     assert synced(tmp_path)[0] == 0
-    assert Delivered.load(tmp_path).run_id == tracked.run_id
+    assert UploadState.load(tmp_path).run_id == tracked.run_id
     assert in_mlflow(tracking_uri, tracked.run_id) == in_the_folder(tmp_path)
 
 
@@ -290,7 +290,7 @@ def test_a_killed_run_is_delivered_up_to_the_last_point_in_its_file(
         f"error: {folder}: {folder}: its run is still going on, or being delivered; wait for it\n",
     )
     assert delivered[0] == 0, delivered
-    run = mlflow.MlflowClient(tracking_uri).get_run(str(Delivered.load(folder).run_id))
+    run = mlflow.MlflowClient(tracking_uri).get_run(str(UploadState.load(folder).run_id))
     assert run.info.status == "KILLED"
     assert run.data.tags["cadence.reason"] == "its process died"
     points = in_the_folder(folder)
@@ -309,7 +309,7 @@ def test_the_jobs_of_an_offline_multirun_are_grouped_when_they_are_delivered(
     assert synced(*folders)[0] == 0
 
     client = mlflow.MlflowClient(tracking_uri)
-    runs = [client.get_run(str(Delivered.load(folder).run_id)) for folder in folders]
+    runs = [client.get_run(str(UploadState.load(folder).run_id)) for folder in folders]
     (parent,) = {run.data.tags["mlflow.parentRunId"] for run in runs}
     assert client.get_run(parent).info.run_name == "multirun jobs"
 
@@ -343,7 +343,7 @@ def test_a_run_that_mlflow_does_not_know_any_more_is_said_with_a_remedy(
 ) -> None:
     with tracker(tracking_uri, tmp_path, offline=True):
         pass
-    Delivered(run_id="0" * 32).save(tmp_path)
+    UploadState(run_id="0" * 32).save(tmp_path)
 
     code, _, error = synced(tmp_path)
 

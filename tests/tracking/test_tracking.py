@@ -15,7 +15,7 @@ from told import in_mlflow, in_the_folder, tracker
 from cadence.engine.update import Outcome
 from cadence.plan.clock import Clock
 from cadence.tracking.mlflow.tracker import Tracker
-from cadence.tracking.run_file import DELIVERED, Delivered
+from cadence.tracking.run_file import DELIVERED, UploadState
 
 
 def the_run(uri: str, folder: Path) -> Run:
@@ -176,9 +176,9 @@ def test_points_that_are_sent_again_are_kept_once(
     with tracker(tracking_uri, tmp_path) as tracked:
         for sample, value in enumerate((0.1, math.nan, math.inf, -math.inf)):
             tracked.log(Clock(samples=sample), {"number": value})
-    done = Delivered.load(tmp_path)
+    done = UploadState.load(tmp_path)
 
-    Delivered(run_id=done.run_id, described=True, ended=True).save(tmp_path)
+    UploadState(run_id=done.run_id, described=True, ended=True).save(tmp_path)
     with tracker(tracking_uri, tmp_path, resumed_at=4) as tracked:
         tracked.log(Clock(samples=5), {"number": 1.0})
 

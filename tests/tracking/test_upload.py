@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from cadence.tracking import upload as delivery
-from cadence.tracking.metrics_file import Journal, Point
-from cadence.tracking.run_file import Delivered, Manifest
-from cadence.tracking.upload import Courier, Delivery, DeliveryError, pause
+from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
+from cadence.tracking.run_file import RunFile, UploadState
+from cadence.tracking.upload import BackgroundUpload, Upload, UploadError, pause
 
 FINE, BEFORE, AFTER = "takes it", "dies before it takes it", "dies before it answers"
 
 
-def manifest() -> Manifest:
-    return Manifest(
+def manifest() -> RunFile:
+    return RunFile(
         key="key", uri="memory:", experiment="e", name="n", params={}, tags={}, texts={},
         status="FINISHED", ended=1,
     )  # fmt: skip
@@ -32,7 +32,7 @@ class ShakyServer:
         self.runs: list[str] = []
         self.described: set[str] = set()
         self.ended: dict[str, str | None] = {}
-        self.points: list[Point] = []
+        self.points: list[LoggedMetric] = []
         self.sizes: list[int] = []
         self._fates = iter(fates)
         self._takes = takes
@@ -40,27 +40,27 @@ class ShakyServer:
     def found(self, key: str) -> str | None:
         return key if key in self.runs else None
 
-    def create(self, manifest: Manifest) -> str:
+    def create(self, manifest: RunFile) -> str:
         with self._fate():
             self.runs.append(manifest.key)
         return manifest.key
 
-    def take_over(self, run_id: str, manifest: Manifest) -> None:
+    def take_over(self, run_id: str, manifest: RunFile) -> None:
         with self._fate():
             assert run_id in self.runs
 
-    def describe(self, run_id: str, manifest: Manifest) -> None:
+    def describe(self, run_id: str, manifest: RunFile) -> None:
         with self._fate():
             self.described.add(run_id)
 
-    def send(self, run_id: str, points: Sequence[Point]) -> None:
+    def send(self, run_id: str, points: Sequence[LoggedMetric]) -> None:
         self.sizes.append(len(points))
         if len(points) > self._takes:
-            raise DeliveryError("too slow")
+            raise UploadError("too slow")
         with self._fate():
             self.points += [point for point in points if point not in self.points]
 
-    def end(self, run_id: str, manifest: Manifest, files: Sequence[Path]) -> None:
+    def end(self, run_id: str, manifest: RunFile, files: Sequence[Path]) -> None:
         with self._fate():
             self.ended[run_id] = manifest.status
 
@@ -74,33 +74,33 @@ class _Fate:
 
     def __enter__(self) -> None:
         if self._fate == BEFORE:
-            raise DeliveryError(BEFORE)
+            raise UploadError(BEFORE)
 
     def __exit__(self, *_: object) -> None:
         if self._fate == AFTER:
-            raise DeliveryError(AFTER)
+            raise UploadError(AFTER)
 
 
-def points(steps: range) -> list[Point]:
-    return [Point("train/loss", 1 / (step + 1), step, 1_000 + step) for step in steps]
+def points(steps: range) -> list[LoggedMetric]:
+    return [LoggedMetric("train/loss", 1 / (step + 1), step, 1_000 + step) for step in steps]
 
 
-def filled(folder: Path, steps: range) -> Journal:
-    journal = Journal(folder)
+def filled(folder: Path, steps: range) -> MetricsFile:
+    journal = MetricsFile(folder)
     journal.append(points(steps))
     journal.flush()
     return journal
 
 
-def all_told(folder: Path, journal: Journal, server: ShakyServer) -> bool:
+def all_told(folder: Path, journal: MetricsFile, server: ShakyServer) -> bool:
     """Deliver everything once, by a process that starts anew; return whether nothing failed."""
-    telling = Delivery(folder, manifest(), journal, server)
+    telling = Upload(folder, manifest(), journal, server)
     try:
         telling.begin()
         while telling.send_batch():
             pass
         telling.end()
-    except DeliveryError:
+    except UploadError:
         return False
     assert telling.is_whole
     return True
@@ -135,10 +135,10 @@ def test_what_was_delivered_is_not_sent_again(tmp_path: Path) -> None:
 def test_a_server_too_slow_for_a_thousand_points_gets_fewer_at_once(tmp_path: Path) -> None:
     server = ShakyServer(takes=300)
     with closing(filled(tmp_path, range(1000))) as journal:
-        telling = Delivery(tmp_path, manifest(), journal, server)
+        telling = Upload(tmp_path, manifest(), journal, server)
         telling.begin()
         for _ in range(2):
-            with pytest.raises(DeliveryError):
+            with pytest.raises(UploadError):
                 telling.send_batch()
         assert telling.send_batch() == 250
 
@@ -158,7 +158,7 @@ def test_a_session_that_goes_back_misses_and_doubles_nothing_on_the_server(
     """It died after a number of points were delivered, and perhaps before the answer was noted."""
     folder = tmp_path_factory.mktemp("run")
     server = ShakyServer()
-    with closing(Journal(folder)) as journal:
+    with closing(MetricsFile(folder)) as journal:
         for step in range(12):
             journal.append(points(range(step, step + 1)))
             journal.flush()
@@ -168,8 +168,8 @@ def test_a_session_that_goes_back_misses_and_doubles_nothing_on_the_server(
         all_told(folder, journal, server)
     server._fates = iter([])
 
-    with closing(Journal(folder)) as journal:
-        journal.rewind(resumed, keep=Delivered.load(folder).sending)
+    with closing(MetricsFile(folder)) as journal:
+        journal.rewind(resumed, keep=UploadState.load(folder).sending)
         anew = [point._replace(timestamp=9_000) for point in points(range(resumed + 1, 20))]
         journal.append(anew)
         journal.flush()
@@ -198,10 +198,10 @@ def test_an_outage_is_said_once_and_its_end_once(
 ) -> None:
     server = ShakyServer([FINE, FINE, BEFORE, BEFORE, AFTER])
     with closing(filled(tmp_path, range(3))) as journal:
-        telling = Delivery(tmp_path, manifest(), journal, server)
+        telling = Upload(tmp_path, manifest(), journal, server)
         telling.begin()
-        courier = Courier(telling)
-        while not server.points or Delivered.load(tmp_path).points < journal.size:
+        courier = BackgroundUpload(telling)
+        while not server.points or UploadState.load(tmp_path).points < journal.size:
             pass
         assert courier.finish()
 
@@ -221,7 +221,7 @@ class HangingServer(ShakyServer):
         self.asked, self.released = threading.Event(), threading.Event()
         self.answered = threading.Event()
 
-    def send(self, run_id: str, points: Sequence[Point]) -> None:
+    def send(self, run_id: str, points: Sequence[LoggedMetric]) -> None:
         self.asked.set()
         self.released.wait()
         super().send(run_id, points)
@@ -241,9 +241,9 @@ def test_a_server_that_never_answers_neither_holds_up_the_run_nor_its_end(
 ) -> None:
     monkeypatch.setattr(delivery, "END_SECONDS", 0.05)
     with closing(filled(tmp_path, range(3))) as journal:
-        telling = Delivery(tmp_path, manifest(), journal, hanging)
+        telling = Upload(tmp_path, manifest(), journal, hanging)
         telling.begin()
-        courier = Courier(telling)
+        courier = BackgroundUpload(telling)
         assert hanging.asked.wait(60)
         journal.append(points(range(3, 6)))
         journal.flush()
@@ -258,14 +258,14 @@ def test_an_answer_after_the_runs_end_writes_nothing_under_whoever_delivers_the_
 ) -> None:
     monkeypatch.setattr(delivery, "END_SECONDS", 0.05)
     with closing(filled(tmp_path, range(3))) as journal:
-        telling = Delivery(tmp_path, manifest(), journal, hanging)
+        telling = Upload(tmp_path, manifest(), journal, hanging)
         telling.begin()
         others = set(threading.enumerate())
-        courier = Courier(telling)
+        courier = BackgroundUpload(telling)
         (left_behind,) = set(threading.enumerate()) - others
         assert hanging.asked.wait(60)
         assert not courier.finish()
-        whole = Delivered(run_id="key", described=True, points=journal.size, ended=True)
+        whole = UploadState(run_id="key", described=True, points=journal.size, ended=True)
         whole.save(tmp_path)
 
         hanging.released.set()
@@ -273,7 +273,7 @@ def test_an_answer_after_the_runs_end_writes_nothing_under_whoever_delivers_the_
 
         assert hanging.answered.is_set()
         assert not hanging.ended
-        assert Delivered.load(tmp_path) == whole
+        assert UploadState.load(tmp_path) == whole
         assert not telling.is_whole
 
 
@@ -282,11 +282,11 @@ def test_nothing_is_sent_that_is_not_noted_to_be_sent(
 ) -> None:
     server = ShakyServer()
     with closing(filled(tmp_path, range(3))) as journal:
-        telling = Delivery(tmp_path, manifest(), journal, server)
+        telling = Upload(tmp_path, manifest(), journal, server)
         telling.begin()
         found = journal.read(0, 100)
 
-        def read(start: int, limit: int) -> tuple[list[Point], int]:
+        def read(start: int, limit: int) -> tuple[list[LoggedMetric], int]:
             telling.leave()  # as the run's end may, at any moment
             return found
 
@@ -294,7 +294,7 @@ def test_nothing_is_sent_that_is_not_noted_to_be_sent(
 
         assert telling.send_batch() == 0
     assert not server.points
-    assert Delivered.load(tmp_path).sending == 0
+    assert UploadState.load(tmp_path).sending == 0
 
 
 def test_the_pause_between_tries_doubles_up_to_a_minute() -> None:

@@ -34,7 +34,7 @@ from cadence.data import TensorData, loader
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.update import DivergedError, Outcome
 from cadence.metrics.measure import WindowTime
-from cadence.metrics.record import Fitted
+from cadence.metrics.record import Result
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
@@ -67,13 +67,13 @@ class Seen:
 
     def __init__(self) -> None:
         self.windows: list[tuple[Clock, Outcome]] = []
-        self.evaluations: list[tuple[Clock, Fitted]] = []
+        self.evaluations: list[tuple[Clock, Result]] = []
 
     def window(self, clock: Clock, outcome: Outcome) -> None:
         self.windows.append((clock, outcome))
 
-    def evaluation(self, clock: Clock, fitted: Fitted) -> None:
-        self.evaluations.append((clock, fitted))
+    def evaluation(self, clock: Clock, result: Result) -> None:
+        self.evaluations.append((clock, result))
 
     @property
     def evaluated_at(self) -> list[int]:
@@ -105,12 +105,12 @@ def test_an_epoch_with_a_short_last_window_is_that_of_a_plain_loop(step_size: in
     trainer = linear(step_size=step_size)
     plain = deepcopy(trainer.model)
 
-    fitted = trainer.fit(minibatches, epochs=2)
+    result = trainer.fit(minibatches, epochs=2)
     for _ in range(2):
         plain_sgd(plain, minibatches, step_size, LR)
 
     assert relative_error(weights(trainer.model), weights(plain)) <= 1e-12
-    assert fitted.updates == 2 * math.ceil(10 / step_size)
+    assert result.updates == 2 * math.ceil(10 / step_size)
 
 
 @pytest.mark.parametrize("step_size", STEP_SIZES)
@@ -123,9 +123,9 @@ def test_max_samples_is_met_exactly_and_with_the_same_samples_for_every_step_siz
     model = nn.Linear(3, 1).double()
     trainer = Trainer(model, SGD(model.parameters(), lr=LR), objective, step_size, "cpu")
 
-    fitted = trainer.fit(cut(data, SIZES), max_samples=max_samples)
+    result = trainer.fit(cut(data, SIZES), max_samples=max_samples)
 
-    assert fitted.samples == trainer.clock.samples == max_samples
+    assert result.samples == trainer.clock.samples == max_samples
     assert torch.equal(torch.cat(objective.inputs), data.inputs.repeat(3, 1)[:max_samples])
 
 
@@ -150,9 +150,9 @@ def test_no_window_starts_after_max_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     trainer = linear(step_size=2)
     trainer.objective = Slow()
 
-    fitted = trainer.fit(cut(regression_pair(20), [2] * 10), max_seconds=4.5)
+    result = trainer.fit(cut(regression_pair(20), [2] * 10), max_seconds=4.5)
 
-    assert fitted.samples == 12  # windows end after 2, 4 and 6 seconds
+    assert result.samples == 12  # windows end after 2, 4 and 6 seconds
 
 
 def test_a_loader_that_shuffles_is_told_the_epoch() -> None:
@@ -210,15 +210,15 @@ def test_a_generator_that_runs_dry_is_an_error() -> None:
 
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         trainer.fit(once, epochs=2)
-    assert trainer.fitted.updates == 1
+    assert trainer.result.updates == 1
 
 
 def test_an_epoch_shorter_than_a_window_is_allowed_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fitted = linear(step_size=4).fit(cut(regression_pair(6), (2, 2, 2)), epochs=2)
+    result = linear(step_size=4).fit(cut(regression_pair(6), (2, 2, 2)), epochs=2)
 
-    assert fitted.updates == 2
+    assert result.updates == 2
     assert caplog.messages == [
         "an epoch of 3 mini-batches is shorter than one window of step_size=4: each update sees "
         "the whole epoch; a smaller data.batch_size gives more mini-batches"
@@ -252,9 +252,9 @@ def test_step_size_can_be_set_between_calls_and_the_clock_goes_on() -> None:
 
     trainer.fit(minibatches, epochs=1, observers=[seen])
     trainer.step_size = 3
-    fitted = trainer.fit(minibatches, epochs=1, observers=[seen])
+    result = trainer.fit(minibatches, epochs=1, observers=[seen])
 
-    assert (trainer.step_size, fitted.step_size) == (3, 3)
+    assert (trainer.step_size, result.step_size) == (3, 3)
     assert trainer.clock == Clock(2, 12, 24, 24, 8, 8, samples_applied=24)
     lrs = [outcome.lr for _, outcome in seen.windows]
     middles = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 15.0, 21.0]  # of six windows of 2 and two of 6
@@ -292,7 +292,7 @@ def test_a_schedule_changes_step_size_with_the_first_window_that_begins_at_its_s
 
     epochs = iter(order)
     stream: Any = data if gathered else Repeated(lambda: next(epochs))
-    fitted = trainer.fit(stream, epochs=2, observers=[seen])
+    result = trainer.fit(stream, epochs=2, observers=[seen])
 
     # Windows begin at 0, 2 and 4 samples; 6, 12 and 18; in the next epoch at 19 and 25; 31 and 35:
     # epoch, mini-batches in it, step_size
@@ -308,7 +308,7 @@ def test_a_schedule_changes_step_size_with_the_first_window_that_begins_at_its_s
         plain_sgd(plain, order[epoch][start : taken[epoch]], 10, lr)
     assert taken == [10, 10]
     assert relative_error(weights(trainer.model), weights(plain)) <= 1e-12
-    assert (fitted.step_size, trainer.step_size, fitted.updates) == (2, 2, 10)
+    assert (result.step_size, trainer.step_size, result.updates) == (2, 2, 10)
 
 
 class Repeated:
@@ -327,10 +327,10 @@ def test_a_schedule_meets_max_samples_and_warns_of_its_largest_window(
     trainer = linear(step_size={0: 1, 4: 5})
     seen = Seen()
 
-    fitted = trainer.fit(cut(regression_pair(8), [2] * 4), max_samples=11, observers=[seen])
+    result = trainer.fit(cut(regression_pair(8), [2] * 4), max_samples=11, observers=[seen])
 
     assert [clock.samples for clock, _ in seen.windows] == [2, 4, 8, 11]
-    assert fitted.samples == 11
+    assert result.samples == 11
     assert "shorter than one window of step_size=5" in caplog.text
 
 
@@ -389,7 +389,7 @@ def test_the_same_seed_gives_the_same_weights_and_losses_to_the_bit() -> None:
 
     assert same(once, twice)
     assert first.windows == second.windows
-    losses = [[fitted.val_loss for _, fitted in seen.evaluations] for seen in (first, second)]
+    losses = [[result.val_loss for _, result in seen.evaluations] for seen in (first, second)]
     assert losses[0] == losses[1]
     assert not same(once, other)
     assert first.windows != third.windows
@@ -453,13 +453,13 @@ def test_fp16_skips_the_updates_that_overflow_and_recovers() -> None:
     )
     seen = Seen()
 
-    fitted = trainer.fit([(torch.ones(1, 1), -torch.ones(1, 1))], epochs=8, observers=[seen])
+    result = trainer.fit([(torch.ones(1, 1), -torch.ones(1, 1))], epochs=8, observers=[seen])
 
     assert [outcome.applied for _, outcome in seen.windows] == [False] * 2 + [True] * 6
     assert [clock.samples_applied for clock, _ in seen.windows] == [0, 0, 1, 2, 3, 4, 5, 6]
     lrs = [outcome.lr for _, outcome in seen.windows[:4]]
     assert lrs == pytest.approx([0.25 * schedule(at) for at in (0.5, 0.5, 0.5, 1.5)], rel=1e-14)
-    assert (fitted.updates, fitted.updates_skipped, fitted.samples) == (6, 2, 8)
+    assert (result.updates, result.updates_skipped, result.samples) == (6, 2, 8)
     assert model.weight.item() == pytest.approx(-1, abs=0.05)
 
 
@@ -469,13 +469,13 @@ def test_a_refused_window_is_counted_and_moves_neither_weights_nor_loss() -> Non
     trainer, healthy = linear(step_size=2), linear(step_size=2)
     healthy.model.load_state_dict(trainer.model.state_dict())
 
-    fitted = trainer.fit([*good, *bad, *good], epochs=1)
+    result = trainer.fit([*good, *bad, *good], epochs=1)
     expected = healthy.fit([*good, *good], epochs=1)
 
     assert same(weights(trainer.model), weights(healthy.model))
-    assert (fitted.updates, fitted.updates_skipped, fitted.samples) == (2, 1, 12)
+    assert (result.updates, result.updates_skipped, result.samples) == (2, 1, 12)
     assert (trainer.clock.items, trainer.clock.samples_applied) == (12, 8)
-    assert fitted.train_loss == expected.train_loss
+    assert result.train_loss == expected.train_loss
 
 
 def test_a_run_that_diverges_stops_and_counts_every_refusal() -> None:
@@ -492,7 +492,7 @@ def test_a_run_that_diverges_stops_and_counts_every_refusal() -> None:
         trainer.fit([batch] * 10, epochs=1)
 
     assert same(weights(trainer.model), before)
-    assert (trainer.fitted.updates, trainer.fitted.updates_skipped) == (0, 3)
+    assert (trainer.result.updates, trainer.result.updates_skipped) == (0, 3)
 
 
 def test_a_window_without_any_item_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
@@ -500,11 +500,11 @@ def test_a_window_without_any_item_is_skipped(caplog: pytest.LogCaptureFixture) 
     trainer = Trainer(model, SGD(model.parameters(), lr=LR), Classification(), 1, "cpu")
     before = weights(model)
 
-    fitted = trainer.fit([(torch.ones(4, 3), torch.full((4,), -100))], epochs=1)
+    result = trainer.fit([(torch.ones(4, 3), torch.full((4,), -100))], epochs=1)
 
     assert same(weights(model), before)
-    assert (fitted.updates, fitted.updates_skipped, fitted.samples) == (0, 1, 4)
-    assert math.isnan(fitted.train_loss)
+    assert (result.updates, result.updates_skipped, result.samples) == (0, 1, 4)
+    assert math.isnan(result.train_loss)
     assert caplog.messages == ["samples=0: a window without any item; no update"]
 
 
@@ -566,23 +566,23 @@ def test_a_run_that_time_ends_is_evaluated_at_its_last_sample(
     minibatches = cut(regression_pair(200), [2] * 100)
     seen = Seen()
 
-    fitted = linear().fit(minibatches, minibatches, max_seconds=max_seconds, observers=[seen])
+    result = linear().fit(minibatches, minibatches, max_seconds=max_seconds, observers=[seen])
 
-    assert fitted.samples < 200
-    assert (fitted.samples > 0) == (max_seconds > 1)  # else time is up before the first window
-    assert seen.evaluated_at == [fitted.samples]
+    assert result.samples < 200
+    assert (result.samples > 0) == (max_seconds > 1)  # else time is up before the first window
+    assert seen.evaluated_at == [result.samples]
 
 
 def test_the_last_evaluation_is_that_of_the_model_as_it_is() -> None:
     train, held_out = cut(regression_pair(10), [2] * 5), regression_pair(7)
     trainer = linear()
 
-    fitted = trainer.fit(train, [held_out], max_samples=9)
+    result = trainer.fit(train, [held_out], max_samples=9)
 
     expected = F.mse_loss(trainer.model(held_out.inputs), held_out.targets).item()
-    assert fitted.val_loss == pytest.approx(expected, rel=1e-14)
-    assert fitted.val_loss == trainer.evaluate([held_out]).loss
-    assert trainer.fitted.val_loss == fitted.val_loss
+    assert result.val_loss == pytest.approx(expected, rel=1e-14)
+    assert result.val_loss == trainer.evaluate([held_out]).loss
+    assert trainer.result.val_loss == result.val_loss
 
 
 def test_training_goes_on_in_training_mode_after_an_evaluation() -> None:
@@ -633,15 +633,15 @@ def test_the_train_loss_is_the_mean_over_the_items_of_the_last_epoch_by_hand() -
 def test_fitted_tells_what_was_done() -> None:
     data = cut(regression_pair(10), (4, 4, 2))
 
-    fitted = linear(step_size=2, microbatch_size=3).fit(data, data, epochs=3)
+    result = linear(step_size=2, microbatch_size=3).fit(data, data, epochs=3)
 
-    assert (fitted.step_size, fitted.microbatch_size, fitted.device) == (2, 3, "cpu")
-    assert (fitted.updates, fitted.updates_skipped, fitted.samples) == (6, 0, 30)
-    assert 0 < fitted.samples_per_second_p10 <= fitted.samples_per_second
-    assert fitted.samples_per_second <= fitted.samples_per_second_p90
-    assert fitted.seconds > 0
-    assert fitted.peak_memory_mib >= 0
-    assert fitted.val_metrics == {}
+    assert (result.step_size, result.microbatch_size, result.device) == (2, 3, "cpu")
+    assert (result.updates, result.updates_skipped, result.samples) == (6, 0, 30)
+    assert 0 < result.samples_per_second_p10 <= result.samples_per_second
+    assert result.samples_per_second <= result.samples_per_second_p90
+    assert result.seconds > 0
+    assert result.peak_memory_mib >= 0
+    assert result.val_metrics == {}
 
 
 def test_a_later_fit_keeps_the_runs_memory_and_its_peak() -> None:
@@ -697,21 +697,21 @@ def test_a_windows_time_is_told_by_its_parts(monkeypatch: pytest.MonkeyPatch) ->
     optimizer = SlowSGD(model.parameters(), lr=LR)
     trainer = Trainer(model, optimizer, Slow(), step_size=3, device="cpu")
     data = cut(regression_pair(22), [2] * 11)  # three windows of 6 samples, one of 4
-    fitted = trainer.fit(SlowLoader(data), data, epochs=2)
+    result = trainer.fit(SlowLoader(data), data, epochs=2)
 
-    assert fitted.time == WindowTime(6, 3000, 750, 0, 8000)
+    assert result.time == WindowTime(6, 3000, 750, 0, 8000)
     assert trainer.window_parts.data.tolist() == [3, 3, 3, 2] * 2
     again = Trainer(model, optimizer, Slow(), device="cpu")
     again.restore(trainer.state({}))
-    assert again.fitted.time == fitted.time
+    assert again.result.time == result.time
 
 
 def test_without_validation_data_there_is_no_validation_loss() -> None:
     seen = Seen()
 
-    fitted = linear().fit(cut(regression_pair(4), (2, 2)), epochs=1, observers=[seen])
+    result = linear().fit(cut(regression_pair(4), (2, 2)), epochs=1, observers=[seen])
 
-    assert math.isnan(fitted.val_loss)
+    assert math.isnan(result.val_loss)
     assert seen.evaluations == []
 
 
@@ -719,12 +719,12 @@ def test_observers_see_every_window_and_evaluation_in_order() -> None:
     data = cut(regression_pair(10), (4, 4, 2))
     first, second = Seen(), Seen()
 
-    fitted = linear(step_size=2).fit(data, data, epochs=2, observers=[first, second])
+    result = linear(step_size=2).fit(data, data, epochs=2, observers=[first, second])
 
     assert [clock.samples for clock, _ in first.windows] == [8, 10, 18, 20]
     assert [clock.updates for clock, _ in first.windows] == [1, 2, 3, 4]
     assert [clock.epoch for clock, _ in first.evaluations] == [1, 2]
-    assert first.evaluations[-1][1].val_loss == fitted.val_loss
+    assert first.evaluations[-1][1].val_loss == result.val_loss
     assert second.windows == first.windows
 
 
@@ -732,12 +732,12 @@ def test_observers_see_every_window_and_evaluation_in_order() -> None:
 def test_an_objective_of_two_methods_trains_as_the_librarys_own(device: str) -> None:
     data = cut(regression_pair(32), SIZES)
 
-    def trained(objective: Own | Regression) -> tuple[list[Tensor], Fitted]:
+    def trained(objective: Own | Regression) -> tuple[list[Tensor], Result]:
         torch.manual_seed(0)
         model = nn.Linear(3, 1).double()
         trainer = Trainer(model, SGD(model.parameters(), lr=LR), objective, 3, device)
-        fitted = trainer.fit(data, data, epochs=2)
-        return weights(model), fitted
+        result = trainer.fit(data, data, epochs=2)
+        return weights(model), result
 
     (own, one), (ours, other) = trained(Own()), trained(Regression())
 
@@ -904,9 +904,9 @@ def test_a_mini_batch_without_a_sample_tells_auto_nothing() -> None:
     sizes = [4, 0, 4, 4, 0, 4] * 40
     trainer = linear(step_size=1, microbatch_size="auto", threads="auto")
 
-    fitted = trainer.fit(cut(regression_pair(sum(sizes)), sizes), epochs=2)
+    result = trainer.fit(cut(regression_pair(sum(sizes)), sizes), epochs=2)
 
-    assert fitted.samples == 2 * sum(sizes)
+    assert result.samples == 2 * sum(sizes)
 
 
 def test_an_optimizer_of_what_is_not_the_models_is_refused() -> None:

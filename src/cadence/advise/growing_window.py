@@ -1,8 +1,8 @@
 """A step_size schedule from how a run's noise scale grew: small updates first, larger ones later.
 
 A model's gradient noise scale grows as it learns, and with it the step_size of the highest goodput
-(see `cadence.advise.goodput`). Merrill et al. (2025, arXiv 2505.23971) call training by that a batch
-warm-up, and double the batch whenever the critical batch size has doubled. So does this.
+(see `cadence.advise.goodput`). Merrill et al. (2025, arXiv 2505.23971) call training by that a
+batch warm-up, and double the batch whenever the critical batch size has doubled. So does this.
 """
 
 import math
@@ -37,8 +37,8 @@ class Warmup:
 def warmup(noise_scales: Mapping[int, float], *, items: float, cost: float) -> Warmup:
     """Return the schedule of step_size that noise scales ask for.
 
-    Each number is the nearest power of two to the best, up to `cadence.advise.advice.LARGEST`, from where
-    no later estimate asks for less: an outlier does not change it.
+    Each number is the nearest power of two to the best, up to `cadence.advise.advice.LARGEST`, from
+    where no later estimate asks for less: an outlier does not change it.
 
     Args:
         noise_scales: Samples -> the noise scale after them, in items; at least one. The first also

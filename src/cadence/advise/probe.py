@@ -176,7 +176,7 @@ class Turns:
                 seconds = self.turn(size).seconds
                 if not self._trainer.is_tuning:
                     break
-            peak = self._trainer.fitted.peak_memory_mib
+            peak = self._trainer.result.peak_memory_mib
             self.memory_mib[size] = max(peak, *self.memory_mib.values(), 0.0)
             self._windows[size] = 1 + max(WINDOWS, math.ceil(TURN_SECONDS / seconds))
 
@@ -219,7 +219,7 @@ def noise_scale(
         is_late = number >= LEAST_NOISE_WINDOWS and perf_counter() - start > NOISE_SECONDS
         if is_late or number == MOST_NOISE_WINDOWS:
             break
-        size = trainer.fitted.microbatch_size
+        size = trainer.result.microbatch_size
         whole = size is None or size >= max(map(sample_count, window))
         found = accumulate(window, None if whole else size, measured=parameters)
         norm = total_norm([each.grad for each in parameters if each.grad is not None])

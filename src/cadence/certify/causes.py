@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cadence.certify.compare import Measured, compare_splits, shown
 from cadence.certify.sample_mixing import find_mixing
-from cadence.certify.trial_passes import Bench, Wrapped, innermost, relative_errors
+from cadence.certify.trial_passes import TrialPasses, Wrapped, innermost, relative_errors
 from cadence.data.batch import Batch, rebatched, sample_count
 from cadence.engine.device import device_of
 from cadence.objectives import Objective
@@ -54,7 +54,7 @@ class Suspect:
     """What may be a cause, and how to run a bench without it."""
 
     cause: Cause
-    without: Callable[[Bench], AbstractContextManager[Bench]]
+    without: Callable[[TrialPasses], AbstractContextManager[TrialPasses]]
     if_random: Cause | None = None
     """The cause instead, where passes with it depend on the random state; None = they cannot."""
 
@@ -82,7 +82,7 @@ def diagnosed(measured: Measured, sizes: Sequence[int | None]) -> tuple[list[Cau
 
 
 @contextmanager
-def _without(bench: Bench, suspects: Sequence[Suspect]) -> Iterator[Bench]:
+def _without(bench: TrialPasses, suspects: Sequence[Suspect]) -> Iterator[TrialPasses]:
     with ExitStack() as stack:
         for suspect in suspects:
             bench = stack.enter_context(suspect.without(bench))
@@ -90,7 +90,7 @@ def _without(bench: Bench, suspects: Sequence[Suspect]) -> Iterator[Bench]:
 
 
 def _needed(
-    bench: Bench, suspects: Sequence[Suspect], sizes: Sequence[int | None]
+    bench: TrialPasses, suspects: Sequence[Suspect], sizes: Sequence[int | None]
 ) -> list[Suspect]:
     """Drop each suspect whose return brings no error back."""
     needed = list(suspects)
@@ -101,19 +101,21 @@ def _needed(
     return needed
 
 
-def _error_without(bench: Bench, suspects: Sequence[Suspect], sizes: Sequence[int | None]) -> float:
+def _error_without(
+    bench: TrialPasses, suspects: Sequence[Suspect], sizes: Sequence[int | None]
+) -> float:
     with _without(bench, suspects) as changed:
         return compare_splits(changed, sizes).largest
 
 
-def _cause(bench: Bench, suspect: Suspect, suspects: Sequence[Suspect]) -> Cause:
+def _cause(bench: TrialPasses, suspect: Suspect, suspects: Sequence[Suspect]) -> Cause:
     if suspect.if_random is None:
         return suspect.cause
     with _without(bench, [other for other in suspects if other is not suspect]) as alone:
         return suspect.if_random if _is_random(alone) else suspect.cause
 
 
-def _is_random(bench: Bench) -> bool:
+def _is_random(bench: TrialPasses) -> bool:
     """Return whether the same pass differs between two random states."""
     first = bench.gradient(bench.one_pass, seed=0)
     errors = relative_errors(bench.gradient(bench.one_pass, seed=1), first)
@@ -159,7 +161,7 @@ def _training_suspect(kind: type[nn.Module], modules: Mapping[str, nn.Module]) -
 
 
 @contextmanager
-def _evaluated(modules: Sequence[nn.Module], bench: Bench) -> Iterator[Bench]:
+def _evaluated(modules: Sequence[nn.Module], bench: TrialPasses) -> Iterator[TrialPasses]:
     """Put these modules, and not their children, in evaluation mode."""
     training = [module for module in modules if module.training]
     lacking = [module for module in modules if _lacks_statistics(module)]
@@ -177,7 +179,7 @@ def _evaluated(modules: Sequence[nn.Module], bench: Bench) -> Iterator[Bench]:
             module.running_mean = module.running_var = None
 
 
-def _hooked(bench: Bench) -> list[Suspect]:
+def _hooked(bench: TrialPasses) -> list[Suspect]:
     """Suspect the hooks on parameters' gradients."""
     hooks = {name: p._backward_hooks for name, p in bench.parameters.items() if p._backward_hooks}
     if not hooks:
@@ -192,7 +194,7 @@ def _hooked(bench: Bench) -> list[Suspect]:
 
 
 @contextmanager
-def _unhooked(hooks: Sequence[dict[int, Any]], bench: Bench) -> Iterator[Bench]:
+def _unhooked(hooks: Sequence[dict[int, Any]], bench: TrialPasses) -> Iterator[TrialPasses]:
     kept = [dict(found) for found in hooks]
     for found in hooks:
         found.clear()
@@ -203,7 +205,7 @@ def _unhooked(hooks: Sequence[dict[int, Any]], bench: Bench) -> Iterator[Bench]:
             found.update(before)
 
 
-def uncounted(bench: Bench, sizes: Sequence[int | None]) -> list[Suspect]:
+def uncounted(bench: TrialPasses, sizes: Sequence[int | None]) -> list[Suspect]:
     """Suspect items if those of the micro-batches do not sum to those of one pass."""
     count = bench.objective.items
     whole = sum(map(count, bench.one_pass))
@@ -231,11 +233,11 @@ class _CountsSamples(Wrapped):
 
 
 @contextmanager
-def _wrapped(wrap: Callable[[Objective], Objective], bench: Bench) -> Iterator[Bench]:
+def _wrapped(wrap: Callable[[Objective], Objective], bench: TrialPasses) -> Iterator[TrialPasses]:
     yield dataclasses.replace(bench, objective=wrap(bench.objective))
 
 
-def _unsummed(bench: Bench, sizes: Sequence[int | None]) -> list[Suspect]:
+def _unsummed(bench: TrialPasses, sizes: Sequence[int | None]) -> list[Suspect]:
     """Suspect the reduction if losses add up only once they are multiplied or divided."""
     if _adds_up(bench, sizes):
         return []
@@ -248,7 +250,7 @@ def _unsummed(bench: Bench, sizes: Sequence[int | None]) -> list[Suspect]:
     return []
 
 
-def _adds_up(bench: Bench, sizes: Sequence[int | None]) -> bool:
+def _adds_up(bench: TrialPasses, sizes: Sequence[int | None]) -> bool:
     """Return whether the micro-batches' total losses sum to that of one pass."""
     whole = sum(bench.total(batch) for batch in bench.one_pass)
     for size in sizes:
@@ -261,7 +263,7 @@ def _adds_up(bench: Bench, sizes: Sequence[int | None]) -> bool:
     return True
 
 
-def _mean_cause(bench: Bench) -> Cause:
+def _mean_cause(bench: TrialPasses) -> Cause:
     return Cause(
         "mean",
         f"{_named_objective(bench)}.total_loss returns a mean: that of the window is the mean, not "
@@ -271,7 +273,7 @@ def _mean_cause(bench: Bench) -> Cause:
     )
 
 
-def _sum_cause(bench: Bench) -> Cause:
+def _sum_cause(bench: TrialPasses) -> Cause:
     return Cause(
         "sum",
         f"{_named_objective(bench)}.total_loss returns a sum multiplied by its items: only divided "
@@ -339,7 +341,7 @@ def _beyond_suspicion(
     )
 
 
-def _named_objective(bench: Bench) -> str:
+def _named_objective(bench: TrialPasses) -> str:
     return type(innermost(bench.objective)).__name__
 
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cadence.certify.causes import Cause, diagnosed, uncounted
-from cadence.certify.compare import Comparison, Measured, compare_splits, shown
+from cadence.certify.compare import Measured, SplitComparison, compare_splits, shown
 from cadence.certify.trial_passes import (
     TOLERANCES,
-    Bench,
+    TrialPasses,
     in_one_pass,
     is_finite,
     relative_errors,
@@ -45,7 +45,7 @@ class Certificate:
     items: int
     microbatch_sizes: tuple[int | None, ...]
     """The sizes compared, in samples; None = the mini-batches as they are."""
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[SplitComparison, ...]
     """One for each optimizer group and precision."""
     causes: tuple[Cause, ...]
     """Why it failed; empty = it passed."""
@@ -209,7 +209,9 @@ def _notes(
     return notes
 
 
-def _finer(own: Bench, make: Callable[[torch.dtype], Bench]) -> tuple[list[Bench], list[str]]:
+def _finer(
+    own: TrialPasses, make: Callable[[torch.dtype], TrialPasses]
+) -> tuple[list[TrialPasses], list[str]]:
     """Return the run in float64, or else in float32, where that is finer; and why not float64."""
     notes: list[str] = []
     for dtype in (torch.float64, torch.float32):
@@ -224,7 +226,7 @@ def _finer(own: Bench, make: Callable[[torch.dtype], Bench]) -> tuple[list[Bench
 
 
 def _explained(
-    finest: Measured, own: Measured, sizes: Sequence[int | None], make: Callable[..., Bench]
+    finest: Measured, own: Measured, sizes: Sequence[int | None], make: Callable[..., TrialPasses]
 ) -> tuple[list[Cause], float | None]:
     """Return the causes, and the largest error once they are switched off."""
     causes: list[Cause] = []
@@ -250,7 +252,7 @@ def _not_finite(measured: Measured) -> Cause:
 
 
 def _rounding(
-    own: Measured, finest: Measured, sizes: Sequence[int | None], make: Callable[..., Bench]
+    own: Measured, finest: Measured, sizes: Sequence[int | None], make: Callable[..., TrialPasses]
 ) -> Cause:
     worst = own.worst_of(own.tolerances)
     off = relative_errors(own.one_pass, finest.one_pass)[worst.parameter]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cadence.certify.trial_passes import Bench, Gradient, errors_explained, relative_errors
+from cadence.certify.trial_passes import Gradient, TrialPasses, errors_explained, relative_errors
 from cadence.system.secrets import with_its_type
 
 ONE_PASS_ROUNDING = 4
@@ -14,7 +14,7 @@ splitting them, if anything, helps."""
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class SplitComparison:
     """The parameter tensor of one optimizer group that differs most, in one precision."""
 
     group: str
@@ -40,7 +40,7 @@ class Comparison:
 class Measured:
     """What one precision came to."""
 
-    bench: Bench
+    bench: TrialPasses
     one_pass: Gradient
     tolerances: dict[str, float]
     """By parameter."""
@@ -77,10 +77,12 @@ class Measured:
             )
         return notes
 
-    def worst_of(self, names: Iterable[str], group: str = "") -> Comparison:
+    def worst_of(self, names: Iterable[str], group: str = "") -> SplitComparison:
         """Return the comparison that is farthest beyond its tolerance, or nearest to it."""
         found = (
-            Comparison(group, self.bench.precision, errors[name], self.tolerances[name], name, size)
+            SplitComparison(
+                group, self.bench.precision, errors[name], self.tolerances[name], name, size
+            )
             for name in names
             for size, errors in self.errors.items()
         )
@@ -88,7 +90,7 @@ class Measured:
 
 
 def compare_splits(
-    bench: Bench, sizes: Sequence[int | None], truth: Measured | None = None
+    bench: TrialPasses, sizes: Sequence[int | None], truth: Measured | None = None
 ) -> Measured:
     """Compare the gradient by micro-batches of these sizes with that of one pass.
 

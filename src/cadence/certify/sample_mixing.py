@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cadence.certify.trial_passes import Bench, difference, norm, tensors_in
+from cadence.certify.trial_passes import TrialPasses, difference, norm, tensors_in
 from cadence.data.batch import Batch, rebatched, sample_count
 
 
@@ -27,7 +27,7 @@ class _Call(NamedTuple):
     outputs: list[Tensor]
 
 
-def find_mixing(bench: Bench, sizes: Sequence[int | None]) -> Mixing:
+def find_mixing(bench: TrialPasses, sizes: Sequence[int | None]) -> Mixing:
     """Compare what each module makes of the same samples, in one pass and in micro-batches."""
     batch = max(bench.one_pass, key=sample_count)
     whole = _calls(bench, batch)
@@ -51,7 +51,7 @@ def find_mixing(bench: Bench, sizes: Sequence[int | None]) -> Mixing:
     return Mixing(None, cleared)
 
 
-def _calls(bench: Bench, batch: Batch) -> list[_Call]:
+def _calls(bench: TrialPasses, batch: Batch) -> list[_Call]:
     """Return what each module was given and returned, in the order in which they ended."""
     calls: list[_Call] = []
 

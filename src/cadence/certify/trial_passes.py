@@ -1,4 +1,5 @@
-"""Passes over a window on copies, one after another from the same start, and their gradients.
+"""Passes over a window on copies, one after another from the same start, and their
+gradients.
 
 Nothing here knows why a gradient depends on the split; it runs passes and tells gradients apart.
 """
@@ -52,7 +53,7 @@ Gradient: TypeAlias = Mapping[str, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class TrialPasses:
     """A model, an objective and a window, on which one pass after another starts the same."""
 
     model: nn.Module
@@ -126,7 +127,7 @@ def set_up(
     groups: Mapping[str, Sequence[str]],
     autocast: torch.dtype | None,
     dtype: torch.dtype | None = None,
-) -> Bench:
+) -> TrialPasses:
     """Set up passes on copies, all converted to ``dtype`` without autocast; None = as they are."""
     try:
         copied, objective = copy.deepcopy((model, objective))
@@ -143,7 +144,7 @@ def set_up(
         window = [mapped(partial(_converted, dtype=dtype), batch) for batch in window]
         autocast = None
     named = dict(copied.named_parameters())
-    bench = Bench(
+    bench = TrialPasses(
         model=copied,
         objective=objective,
         window=tuple(window),
@@ -250,7 +251,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
-def _coarsest_dtype(bench: Bench) -> torch.dtype:
+def _coarsest_dtype(bench: TrialPasses) -> torch.dtype:
     """Return the coarsest floating-point dtype that one pass computes in."""
     dtypes = {parameter.dtype for parameter in bench.parameters.values()}
     watched = dataclasses.replace(bench, objective=_WatchesDtypes(bench.objective, dtypes))
@@ -275,7 +276,7 @@ def _tolerance(dtype: torch.dtype) -> float:
     return min(fine, default=1.0)
 
 
-def _scaled(bench: Bench) -> Bench:
+def _scaled(bench: TrialPasses) -> TrialPasses:
     """Scale the loss as float16 needs it: as far as the gradient stays finite."""
     if bench.autocast != torch.float16:
         return bench

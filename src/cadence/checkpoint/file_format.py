@@ -172,7 +172,7 @@ def read(file: Path) -> State:
         raise ValueError(f"checkpoint {file}: {error}") from error
 
 
-def is_whole(file: Path) -> bool:
+def is_intact(file: Path) -> bool:
     """Return whether a file's bytes are those that were written."""
     try:
         with file.open("rb") as opened:

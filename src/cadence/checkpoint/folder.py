@@ -25,7 +25,7 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
-from cadence.checkpoint.file_format import Snapshot, is_whole, read, snapshot, write_synced
+from cadence.checkpoint.file_format import Snapshot, is_intact, read, snapshot, write_synced
 from cadence.checkpoint.state import State
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class Checkpoints:
             if best:
                 _name_too(part, self.folder / BEST)
             if self._last_is_whole is None:
-                self._last_is_whole = last.exists() and is_whole(last)
+                self._last_is_whole = last.exists() and is_intact(last)
             if self._last_is_whole:
                 _name_too(last, self.folder / PREVIOUS)
             part.replace(last)

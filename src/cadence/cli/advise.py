@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cadence.advise.advice import Advice
     from cadence.advise.probe import Probe
     from cadence.config.schema import Config
-    from cadence.tracking.metrics_file import Point
+    from cadence.tracking.metrics_file import LoggedMetric
 
 
 USAGE = "usage: python -m src.advise [overrides], or run=<run folder, or last>"
@@ -122,15 +122,15 @@ def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
     from cadence.advise.advice import advice_markdown
     from cadence.advise.figure import advice_png
     from cadence.metrics.window_time_model import median_turns
-    from cadence.system.atomic_write import write_whole
+    from cadence.system.atomic_write import write_atomically
 
     chosen = HydraConfig.get().run.dir
     folder = ROOT / "mlruns" / "advice" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder if chosen == "." else Path(chosen).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     picture = advice_png(advice, median_turns(found.rounds), _what(settings))
-    write_whole(folder / PICTURE, picture)
-    write_whole(folder / TABLE, advice_markdown(advice))
+    write_atomically(folder / PICTURE, picture)
+    write_atomically(folder / TABLE, advice_markdown(advice))
     return folder
 
 
@@ -206,17 +206,17 @@ def advise_on(wanted: str) -> None:
     print_warmup(found, console)
 
 
-def _points(folder: Path) -> "list[Point]":
+def _points(folder: Path) -> "list[LoggedMetric]":
     """Return a run's numbers; none of them = it was not tracked.
 
     Raises:
         ValueError: It is still going on.
     """
-    from cadence.tracking.metrics_file import FILE, Journal
+    from cadence.tracking.metrics_file import FILE, MetricsFile
 
     if not (folder / FILE).exists():
         return []
-    with closing(Journal(folder)) as journal:
+    with closing(MetricsFile(folder)) as journal:
         return journal.read(0, sys.maxsize)[0]
 
 

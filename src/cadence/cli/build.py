@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cadence import Trainer
     from cadence.config.schema import Config
     from cadence.data import Data
-    from cadence.distributed.process_group import Processes
+    from cadence.distributed.process_group import ProcessGroup
     from cadence.objectives import Objective
 
 WINDOW = "distributed.window"
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 def build(
     settings: "Config",
-    processes: "Processes | None" = None,
+    processes: "ProcessGroup | None" = None,
     step_sizes: SharedStepSizes | None = None,
 ) -> Run:
     """Build what the config asks for, in the order in which one needs the other.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cadence.config.schema import Config
-    from cadence.distributed.process_group import Processes
-    from cadence.metrics.record import Fitted, Observer
+    from cadence.distributed.process_group import ProcessGroup
+    from cadence.metrics.record import Observer, Result
     from cadence.tracking.mlflow.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,9 @@ def fit_and_keep(
     folder: Path,
     observers: "list[Observer]",
     tracker: "Tracker | None",
-    processes: "Processes",
+    processes: "ProcessGroup",
     kept: dict[str, Any],
-) -> "Fitted":
+) -> "Result":
     """Train to the limits, and keep the state in the run's folder as that goes.
 
     A run that is at its end already is left as it is, with a warning.
@@ -56,19 +56,19 @@ def fit_and_keep(
     from cadence.checkpoint.folder import FOLDER, Checkpoints
     from cadence.engine.update import DivergedError
     from cadence.system.signals import Interruption
-    from cadence.training.checkpointing import Keeper
+    from cadence.training.checkpointing import Checkpointing
 
     if _is_at_its_end(settings, run):
         log.warning("the run had come to its end; a higher limit, such as trainer.max_epochs, "
                     "trains on")  # fmt: skip
-        return run.trainer.fitted
+        return run.trainer.result
     shared = processes.count > 1
     with (
         Checkpoints(folder / FOLDER) as checkpoints,
         Interruption(shared=shared) as interruption,
     ):
         processes.watch(interruption)
-        keeper = Keeper(
+        keeper = Checkpointing(
             run.trainer,
             checkpoints,
             settings.trainer.checkpoint_every,
@@ -78,15 +78,15 @@ def fit_and_keep(
             before_save=tracker.flush if tracker else None,
         )
         try:
-            fitted = fit(settings, run, observers=observers, at_boundary=keeper.at_boundary)
+            result = fit(settings, run, observers=observers, at_boundary=keeper.at_boundary)
         except DivergedError:
             keeper.finish()  # the refused windows left its last good weights as they were
             raise
         keeper.finish()
-    return fitted
+    return result
 
 
-def fit(settings: "Config", run: Run, **seen_by: Any) -> "Fitted":
+def fit(settings: "Config", run: Run, **seen_by: Any) -> "Result":
     """Train to what is left of the limits; a run that is at its end already is left as it is.
 
     Args:
@@ -101,7 +101,7 @@ def fit(settings: "Config", run: Run, **seen_by: Any) -> "Fitted":
         Exception: As `cadence.Trainer.fit`, and what ``at_boundary`` raises.
     """
     if _is_at_its_end(settings, run):
-        return run.trainer.fitted
+        return run.trainer.result
     return run.trainer.fit(
         run.train_loader,
         run.val_loader,
@@ -175,7 +175,7 @@ def _log_model(settings: "Config", run: Run, folder: Path, run_id: str, example:
 def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
     """Return the limits of a run less what it has behind it, by their names in `Trainer.fit`."""
     limits, so_far = settings.trainer, run.trainer.clock
-    seconds = run.trainer.fitted.seconds if so_far.samples else 0
+    seconds = run.trainer.result.seconds if so_far.samples else 0
     return {
         "epochs": limits.max_epochs and limits.max_epochs - so_far.epoch,
         "max_samples": limits.max_samples and limits.max_samples - so_far.samples,

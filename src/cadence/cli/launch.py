@@ -51,7 +51,7 @@ class ProcessFailedError(RuntimeError):
     """One of a run's processes failed; the message is its own."""
 
 
-class Failure(NamedTuple):
+class ProcessFailure(NamedTuple):
     """Why a process ended a run."""
 
     rank: int
@@ -186,9 +186,9 @@ def _is_at_work(process: psutil.Process) -> bool:
     return False
 
 
-def _first(failures: Path, error: Any) -> Failure:
+def _first(failures: Path, error: Any) -> ProcessFailure:
     """Return the failure that the others came from."""
-    told = [Failure(**json.loads(file.read_text())) for file in failures.glob("*.failure")]
+    told = [ProcessFailure(**json.loads(file.read_text())) for file in failures.glob("*.failure")]
     own = sorted((each for each in told if each.is_own), key=lambda each: each.when)
     if own:
         return own[0]
@@ -200,7 +200,7 @@ def _first(failures: Path, error: Any) -> Failure:
     if failed.exitcode == -signal.SIGKILL:
         how += " (was memory short?)"
     text = f"process {rank} of the run was ended {how}; resume= goes on from the last checkpoint"
-    return Failure(rank, 0.0, True, ProcessFailedError.__name__, text, text)
+    return ProcessFailure(rank, 0.0, True, ProcessFailedError.__name__, text, text)
 
 
 def _traces(folder: Path) -> dict[str, int]:
@@ -218,24 +218,24 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
     from cadence.checkpoint.folder import FOLDER
     from cadence.metrics.summary import mark_ended
     from cadence.tracking.metrics_logger import milliseconds
-    from cadence.tracking.run_file import Delivered, Manifest
+    from cadence.tracking.run_file import RunFile, UploadState
     from cadence.tracking.sync import delivered
-    from cadence.tracking.upload import DeliveryError
+    from cadence.tracking.upload import UploadError
 
-    manifest = Manifest.load(folder)
+    manifest = RunFile.load(folder)
     if manifest is not None:
         manifest.status, manifest.reason = status, redacted(reason)
         manifest.ended = milliseconds()
         manifest.save(folder)
     if manifest is not None or (folder / FOLDER).exists():
-        run_id = Delivered.load(folder).run_id
+        run_id = UploadState.load(folder).run_id
         mark_ended(folder, seed=settings.seed, mlflow_run_id=run_id, status=status)
     if manifest is None or settings.track.offline:
         return
-    replace(Delivered.load(folder), ended=False).save(folder)
+    replace(UploadState.load(folder), ended=False).save(folder)
     try:
         delivered(folder, settings.track.uri)
-    except (DeliveryError, ValueError, OSError) as error:
+    except (UploadError, ValueError, OSError) as error:
         log.warning("MLflow was not told that the run is %s (%s)", status, error)
 
 
@@ -243,10 +243,10 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
 
 
 def _work(
-    trained: Trained, trusted: Sequence[str], cfg: DictConfig, hydra: DictConfig, failures: Path
+    trained: Trained, trusted: Sequence[str], cfg: DictConfig, hydra: Any, failures: Path
 ) -> tuple[float, float] | int:
     """Train as one of several processes; return the objectives, or the signal that ended it."""
-    from cadence.distributed.process_group import LostError
+    from cadence.distributed.process_group import ProcessLostError
 
     os.setsid()  # Ctrl-C in a terminal comes once, by the process that hands it on
     for number in SIGNALS:
@@ -266,10 +266,10 @@ def _work(
         _leave_if_orphaned(number)
         return int(number)
     except Exception as error:
-        failure = Failure(
+        failure = ProcessFailure(
             rank,
             time.time(),
-            not isinstance(error, LostError),
+            not isinstance(error, ProcessLostError),
             type(error).__name__,
             configs.explained(error),
             traceback.format_exc(),
@@ -281,7 +281,7 @@ def _work(
         os._exit(1)  # what torch would take down in good order waits for processes that are gone
 
 
-def _tell(failure: Failure, failures: Path) -> None:
+def _tell(failure: ProcessFailure, failures: Path) -> None:
     """Leave a failure, whole or not at all, to the process that started this one."""
     file = failures / f"{failure.rank}.failure"
     part = file.with_suffix(".part")

@@ -16,7 +16,7 @@ from cadence.config import checks as configs
 if TYPE_CHECKING:
     from cadence.cli.build import Run
     from cadence.config.schema import Config
-    from cadence.distributed.process_group import Processes
+    from cadence.distributed.process_group import ProcessGroup
 
 WITHOUT_A_TRACE = (
     "hydra.run.dir=.",
@@ -31,7 +31,8 @@ SILENT = "hydra.job_logging.handlers.console.level=CRITICAL"
 
 
 def is_launched() -> bool:
-    """Return whether this is one of several processes already, by torchrun or by `cadence.cli.launch`."""
+    """Return whether this is one of several processes already, by torchrun or by
+    `cadence.cli.launch`."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
@@ -107,12 +108,12 @@ def _cuda_devices() -> int:
 
 
 @contextmanager
-def joined_processes(settings: "Config", count: int) -> Iterator["Processes"]:
+def joined_processes(settings: "Config", count: int) -> Iterator["ProcessGroup"]:
     """Join the run's other processes, each on its own device and with its share of the cores."""
-    from cadence.distributed.process_group import Alone, joined
+    from cadence.distributed.process_group import SingleProcess, init_process_group
 
     if count == 1:
-        yield Alone()
+        yield SingleProcess()
         return
     import torch
 
@@ -121,7 +122,9 @@ def joined_processes(settings: "Config", count: int) -> Iterator["Processes"]:
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", count))))
     balances = settings.distributed.step_sizes == "auto"
-    with joined(kind, settings.seed, settings.distributed.timeout, balances=balances) as processes:
+    with init_process_group(
+        kind, settings.seed, settings.distributed.timeout, balances=balances
+    ) as processes:
         processes.check_same("the config", of_the_training(settings))
         yield processes
 
@@ -133,12 +136,12 @@ def of_the_training(settings: "Config") -> str:
     return repr((*groups, *others))
 
 
-def check_same_run(processes: "Processes", run: "Run") -> None:
+def check_same_run(processes: "ProcessGroup", run: "Run") -> None:
     """Refuse processes that would not train the same run, as where one lacks the checkpoint.
 
     Raises:
         ValueError: They go on from different places, or their data differs in length.
-        LostError: A process is lost.
+        ProcessLostError: A process is lost.
     """
     processes.check_same("where the run goes on", repr(run.trainer.clock))
     processes.check_same("the number of training samples", str(len(run.data.train)))

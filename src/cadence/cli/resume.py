@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cadence.cli.build import WINDOW
 from cadence.config.changes import changes
 from cadence.config.checks import ConfigError, quoted
-from cadence.system.atomic_write import copy_whole, write_whole
+from cadence.system.atomic_write import copy_atomically, write_atomically
 from cadence.system.secrets import HIDDEN, redacted
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def take_over(folder: Path, cfg: DictConfig, *, begins: bool) -> None:
     hydra_config = HydraConfig.instance().cfg
     files = {"config": cfg, "hydra": hydra_config, "overrides": HydraConfig.get().overrides.task}
     for name, told in files.items():
-        write_whole(folder / KEPT / f"{name}.yaml", redacted(OmegaConf.to_yaml(told)))
+        write_atomically(folder / KEPT / f"{name}.yaml", redacted(OmegaConf.to_yaml(told)))
 
 
 def take_along(there: Path, here: Path) -> None:
@@ -222,4 +222,4 @@ def take_along(there: Path, here: Path) -> None:
     (here / FOLDER).mkdir(exist_ok=True)
     for name in (JOURNAL, f"{FOLDER}/{BEST}"):
         if (there / name).exists():
-            copy_whole(there / name, here / name)
+            copy_atomically(there / name, here / name)

@@ -136,10 +136,10 @@ def summarised(
         error = raised
         raise
     finally:
-        fitted = run.trainer.fitted
+        result = run.trainer.result
         summary = write_summary(
             folder,
-            fitted,
+            result,
             effective_batch=effective_batch(settings, run.data, sum(run.trainer.step_sizes)),
             step_sizes=run.trainer.step_sizes,
             seed=settings.seed,
@@ -147,7 +147,7 @@ def summarised(
             status=status_after(error),
         )
         if tracker:
-            tracker.finish(run.trainer.clock, fitted, [summary])
+            tracker.finish(run.trainer.clock, result, [summary])
 
 
 def facts(settings: "Config", run: Run) -> dict[str, str]:

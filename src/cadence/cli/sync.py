@@ -32,11 +32,11 @@ def main() -> None:
 def _has_said_what_it_delivered(folder: Path, uri: str | None) -> bool:
     from cadence.system.secrets import in_one_line
     from cadence.tracking.sync import delivered
-    from cadence.tracking.upload import DeliveryError
+    from cadence.tracking.upload import UploadError
 
     try:
         print(f"{folder}: {delivered(folder.absolute(), uri)}", flush=True)
-    except (DeliveryError, ValueError, OSError) as error:
+    except (UploadError, ValueError, OSError) as error:
         print(f"error: {folder}: {in_one_line(error)}", file=sys.stderr)
         return False
     return True

@@ -2,7 +2,7 @@
 
     python -m src.train trainer.step_size=16
 
-Configuration stops here: every room of the library takes plain values. The heavy imports wait
+Configuration stops here: every module of the library takes plain values. The heavy imports wait
 inside the functions, so that ``--help`` and a typo are answered at once.
 """
 
@@ -40,13 +40,13 @@ from cadence.cli.run import ROOT, facts, in_multirun, summarised, tracked, where
 from cadence.cli.secrets import with_secrets_in_environment
 from cadence.config import checks as configs
 from cadence.plan.shares import Plan
-from cadence.system.locks import going_on
+from cadence.system.locks import run_lock
 from cadence.system.secrets import redact_files, redact_logs
 
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State
     from cadence.config.schema import Config
-    from cadence.distributed.process_group import Processes
+    from cadence.distributed.process_group import ProcessGroup
     from cadence.metrics.record import Observer
 
 TRUSTED_TARGETS = (
@@ -86,7 +86,7 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with going_on(folder) if has_run_folder() else nullcontext():
+    with run_lock(folder) if has_run_folder() else nullcontext():
         return _on_processes(cfg, settings)
 
 
@@ -128,14 +128,14 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
         return _train_and_tell(cfg, settings, run, state, processes, kept)
 
 
-def _train_beside(settings: "Config", run: Run, processes: "Processes") -> tuple[float, float]:
+def _train_beside(settings: "Config", run: Run, processes: "ProcessGroup") -> tuple[float, float]:
     """Train beside process 0, which evaluates, writes and tells."""
     from cadence.system.signals import Interruption
 
     with Interruption(shared=True) as interruption:
         processes.watch(interruption)
-        fitted = fit(settings, run, at_boundary=interruption.check)
-    return fitted.val_loss, fitted.samples_per_second
+        result = fit(settings, run, at_boundary=interruption.check)
+    return result.val_loss, result.samples_per_second
 
 
 def _train_and_tell(
@@ -143,7 +143,7 @@ def _train_and_tell(
     settings: "Config",
     run: Run,
     state: "State | None",
-    processes: "Processes",
+    processes: "ProcessGroup",
     kept: dict[str, Any],
 ) -> tuple[float, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -162,11 +162,11 @@ def _train_and_tell(
     ):
         take_over(folder, cfg, begins=state is None)
         observers: list[Observer] = [display, tracker] if tracker else [display]
-        fitted = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
-    display.table(fitted, run.trainer.step_sizes, where_to_look(settings, folder, tracker))
+        result = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
+    display.table(result, run.trainer.step_sizes, where_to_look(settings, folder, tracker))
     if tracker and tracker.run_id and example is not None:
         log_model(settings, run, folder, tracker.run_id, example)
-    return fitted.val_loss, fitted.samples_per_second
+    return result.val_loss, result.samples_per_second
 
 
 def _redact_hydra_files() -> None:

@@ -1,7 +1,7 @@
 """From what a user asked for to plain values, or to one line that says what is wrong with it.
 
 Hydra refuses a wrong key or type when it composes; `checked` refuses what is impossible, before
-anything is loaded. This is the only room of the library that knows Hydra, and it does not know
+anything is loaded. This is the only module of the library that knows Hydra, and it does not know
 torch, so that a typo or ``--help`` is answered at once.
 """
 

@@ -128,8 +128,8 @@ def loader(
         data: `TensorData`, or any map-style data set.
         batch_size: Samples in a mini-batch, at least 1; the last of an epoch holds what is left.
         shuffle_seed: Fixes the order, with the epoch; None = the data set's own order.
-        workers: Processes that load samples; 0 = this one. Not used for `TensorData`, which every
-            data set of cadence's own is: it needs none.
+        workers: Processes that load samples; 0 = this one. Not used for `TensorData`, which
+            every data set of cadence's own is: it needs none.
         pin_memory: Whether to put mini-batches into page-locked memory, from which a CUDA device
             copies without waiting.
 

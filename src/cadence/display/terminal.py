@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from cadence.engine.noise_scale import LEVEL
 from cadence.engine.update import Outcome
 from cadence.metrics.measure import Evaluation, WindowTime
-from cadence.metrics.record import Fitted
+from cadence.metrics.record import Result
 from cadence.plan.clock import Clock
 
 REFRESH_SECONDS = 0.25
@@ -93,45 +93,45 @@ class Display:
         self._bar.update(self._task, completed=clock.samples, numbers=numbers)
         self._bar.refresh()
 
-    def evaluation(self, clock: Clock, fitted: Fitted) -> None:
+    def evaluation(self, clock: Clock, result: Result) -> None:
         """Show an evaluation: in the bar, or as a line."""
-        means = {"val loss": fitted.val_loss}
-        means |= {f"val {name}": value for name, value in fitted.val_metrics.items()}
+        means = {"val loss": result.val_loss}
+        means |= {f"val {name}": value for name, value in result.val_metrics.items()}
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         self._validation = f"  {numbers}"
         if not self._console.is_terminal:
             done = f" of {self._total:,}" if self._total else ""
             self._console.print(
-                f"{clock.samples:,}{done} samples  train loss {fitted.train_loss:.4f}  {numbers}  "
-                f"{fitted.samples_per_second:,.0f} samples/s",
+                f"{clock.samples:,}{done} samples  train loss {result.train_loss:.4f}  {numbers}  "
+                f"{result.samples_per_second:,.0f} samples/s",
                 markup=False,
             )
 
-    def table(self, fitted: Fitted, step_sizes: Sequence[int], rows: Mapping[str, str]) -> None:
+    def table(self, result: Result, step_sizes: Sequence[int], rows: Mapping[str, str]) -> None:
         """Print what the run came to.
 
         Args:
-            fitted: What it is.
+            result: What it is.
             step_sizes: Mini-batches per update of each process, as last set.
             rows: Further rows of the caller's.
         """
         numbers = {
             "step_size": _shares(step_sizes),
-            "updates": f"{fitted.updates:,} applied, {fitted.updates_skipped:,} skipped",
-            "samples": f"{fitted.samples:,}",
+            "updates": f"{result.updates:,} applied, {result.updates_skipped:,} skipped",
+            "samples": f"{result.samples:,}",
             "micro-batch": "one mini-batch"
-            if fitted.microbatch_size is None
-            else f"{fitted.microbatch_size:,} samples per forward and backward",
-            "train loss": _number(fitted.train_loss),
-            "val loss": _number(fitted.val_loss),
-            **{f"val {name}": _number(value) for name, value in fitted.val_metrics.items()},
-            **({} if fitted.noise_scale is None else {"noise scale": _noise_scale(fitted)}),
-            "throughput": f"{fitted.samples_per_second:,.0f} samples/s "
-            f"(a tenth of the windows below {fitted.samples_per_second_p10:,.0f}, "
-            f"a tenth above {fitted.samples_per_second_p90:,.0f})",
-            "window time": _window_time(fitted.time),
-            "peak memory": f"{fitted.peak_memory_mib:,.0f} MiB above the start",
-            "seconds": f"{fitted.seconds:.1f}",
+            if result.microbatch_size is None
+            else f"{result.microbatch_size:,} samples per forward and backward",
+            "train loss": _number(result.train_loss),
+            "val loss": _number(result.val_loss),
+            **{f"val {name}": _number(value) for name, value in result.val_metrics.items()},
+            **({} if result.noise_scale is None else {"noise scale": _noise_scale(result)}),
+            "throughput": f"{result.samples_per_second:,.0f} samples/s "
+            f"(a tenth of the windows below {result.samples_per_second_p10:,.0f}, "
+            f"a tenth above {result.samples_per_second_p90:,.0f})",
+            "window time": _window_time(result.time),
+            "peak memory": f"{result.peak_memory_mib:,.0f} MiB above the start",
+            "seconds": f"{result.seconds:.1f}",
         }
         self._console.print()
         self.facts(numbers | dict(rows))
@@ -181,9 +181,9 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "none"
 
 
-def _noise_scale(fitted: Fitted) -> str:
+def _noise_scale(result: Result) -> str:
     """Return the estimate as a reader may take it: with its interval, or with what it lacks."""
-    value, low, high = fitted.noise_scale, fitted.noise_scale_low, fitted.noise_scale_high
+    value, low, high = result.noise_scale, result.noise_scale_low, result.noise_scale_high
     if value is None or low is None or high is None or math.isnan(value):
         return "unknown: too few windows were measured"
     interval = f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"at least {low:,.0f}"

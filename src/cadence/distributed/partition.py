@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 from torch.utils.data import DataLoader, IterableDataset
 
 from cadence.data.batch import Batch, first_samples
-from cadence.distributed.random_numbers import Draws
+from cadence.distributed.random_numbers import RandomStreams
 from cadence.plan.clock import Clock
 from cadence.plan.shares import Plan, Share
 from cadence.plan.window import windows
@@ -65,7 +65,7 @@ def as_planned(
 
 
 def own_windows(
-    loader: Iterable[Batch], share: Share, draws: Draws, clock: Clock, samples: int | None
+    loader: Iterable[Batch], share: Share, draws: RandomStreams, clock: Clock, samples: int | None
 ) -> Iterator[Sequence[Batch]]:
     """Yield one process's mini-batches of each window in the rest of an epoch; there may be none.
 
@@ -92,7 +92,7 @@ def own_windows(
 
 
 def _each_drawn(
-    drawn: Iterator[Sequence[Batch]], window: int, draws: Draws, epoch: int, behind: int
+    drawn: Iterator[Sequence[Batch]], window: int, draws: RandomStreams, epoch: int, behind: int
 ) -> Iterator[Sequence[Batch]]:
     """Set the random numbers before each window is loaded, and again before it is trained on.
 
@@ -109,7 +109,7 @@ def _each_drawn(
 def _kept(
     loader: Iterable[Batch],
     share: Share,
-    draws: Draws,
+    draws: RandomStreams,
     epoch: int,
     behind: int,
     samples: int | None,
@@ -143,7 +143,7 @@ class _OwnOrder:
         self,
         order: Iterable[list[Any]],
         share: Share,
-        draws: Draws,
+        draws: RandomStreams,
         epoch: int,
         behind: int,
         samples: int | None,
@@ -209,7 +209,7 @@ def _loads_by_index(loader: Iterable[Batch]) -> TypeGuard[DataLoader[Any]]:
 
 
 def _loading(
-    loader: DataLoader[Any], order: _OwnOrder, draws: Draws, epoch: int, behind: int
+    loader: DataLoader[Any], order: _OwnOrder, draws: RandomStreams, epoch: int, behind: int
 ) -> DataLoader[Any]:
     """Return a DataLoader like another one, of some of its mini-batches."""
     return DataLoader(

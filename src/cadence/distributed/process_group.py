@@ -11,7 +11,7 @@ all-reduce per bucket. One more such vector goes round at the end of an epoch.
 The buckets are a second copy of the gradients in memory. Buffers, such as BatchNorm's running
 means, are each process's own after the start; process 0's are evaluated and saved.
 
-This is the only room that knows torch.distributed.
+This is the only module that knows torch.distributed.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from cadence.distributed.partition import (
     as_planned,
     own_windows,
 )
-from cadence.distributed.random_numbers import Draws
+from cadence.distributed.random_numbers import RandomStreams
 from cadence.engine.accumulation import NUMBERS, Summed
 from cadence.objectives import HALF, Objective, items_in
 from cadence.plan.clock import Limits
@@ -53,11 +53,11 @@ BUCKET_BYTES = 25 * 2**20
 """Bytes of gradients that are summed at once, about: enough for the full speed of a network."""
 
 
-class LostError(RuntimeError):
+class ProcessLostError(RuntimeError):
     """Another process of the run failed, was killed, or did not answer in time."""
 
 
-class Whole(NamedTuple):
+class WindowCounts(NamedTuple):
     """What all processes together have in a window, and what they agreed on before it."""
 
     items: int | None
@@ -73,7 +73,7 @@ class Whole(NamedTuple):
 
 
 @runtime_checkable
-class Processes(Protocol):
+class ProcessGroup(Protocol):
     """The processes of a run, as one of them sees them."""
 
     rank: int
@@ -114,7 +114,9 @@ class Processes(Protocol):
     def agree(self, stop: bool) -> bool:
         """Return whether any process asks to stop; all of them call it at the same place."""
 
-    def meet(self, window: Sequence[Batch], objective: Objective, stop: bool) -> Whole:
+    def count_window(
+        self, window: Sequence[Batch], objective: Objective, stop: bool
+    ) -> WindowCounts:
         """Count a window with all processes, before it is run.
 
         Args:
@@ -133,7 +135,7 @@ class Processes(Protocol):
         """
 
 
-class Alone:
+class SingleProcess:
     """A run on one process, which has nobody to wait for."""
 
     rank = 0
@@ -141,7 +143,7 @@ class Alone:
     waited = 0.0
 
     def begin(self, model: nn.Module) -> None:
-        """Do nothing; for this and the others see `Processes`."""
+        """Do nothing; for this and the others see `ProcessGroup`."""
 
     def check_same(self, what: str, text: str) -> None:
         """Do nothing: there is no other to differ from."""
@@ -174,16 +176,18 @@ class Alone:
         """Return ``stop``."""
         return stop
 
-    def meet(self, window: Sequence[Batch], objective: Objective, stop: bool) -> Whole:
+    def count_window(
+        self, window: Sequence[Batch], objective: Objective, stop: bool
+    ) -> WindowCounts:
         """Count the window."""
-        return Whole(None, samples_in(window), len(window), stop)
+        return WindowCounts(None, samples_in(window), len(window), stop)
 
     @property
     def sum(self) -> None:
         """Nobody else has a part."""
 
 
-class Joined:
+class TorchProcessGroup:
     """One of several processes, in torch.distributed's default group.
 
     Args:
@@ -196,7 +200,7 @@ class Joined:
         self.waited = 0.0
         self.balance = Balance() if balances else None
         """How fast each process is; None = nobody asked."""
-        self._draws = Draws(seed, self.rank)
+        self._draws = RandomStreams(seed, self.rank)
         self._window = 0
         self._interruption: Interruption | None = None
         self._buckets: _Buckets | None = None
@@ -209,7 +213,7 @@ class Joined:
 
         Raises:
             ValueError: The processes have different models, or one whose forward waits for others.
-            LostError: A process is lost.
+            ProcessLostError: A process is lost.
         """
         if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
             raise ValueError(
@@ -227,7 +231,7 @@ class Joined:
         self._buckets = _Buckets([each for each in model.parameters() if each.requires_grad])
 
     def check_same(self, what: str, text: str) -> None:
-        """Refuse to go on where something differs between the processes; see `Processes`."""
+        """Refuse to go on where something differs between the processes; see `ProcessGroup`."""
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
         ends = torch.tensor([digest, -digest], dtype=torch.float64)  # its maximum and minimum
         with _lost():
@@ -267,11 +271,13 @@ class Joined:
         self._interruption = interruption
 
     def agree(self, stop: bool) -> bool:
-        """Return whether any process asks to stop; see `Processes`."""
+        """Return whether any process asks to stop; see `ProcessGroup`."""
         whole, _ = self._exchange((0, 0, 0), stop)
         return whole.stop
 
-    def meet(self, window: Sequence[Batch], objective: Objective, stop: bool) -> Whole:
+    def count_window(
+        self, window: Sequence[Batch], objective: Objective, stop: bool
+    ) -> WindowCounts:
         """Count a window with all processes, before it is run."""
         counts = (
             sum(items_in(objective, batch) for batch in window),
@@ -311,7 +317,9 @@ class Joined:
         self.waited += perf_counter() - started
         return sums
 
-    def _exchange(self, counts: tuple[int, int, int], stop: bool) -> tuple[Whole, Sequence[float]]:
+    def _exchange(
+        self, counts: tuple[int, int, int], stop: bool
+    ) -> tuple[WindowCounts, Sequence[float]]:
         """Sum up what all tell; also return the seconds that a mini-batch took each last."""
         came = None if self._interruption is None else self._interruption.came
         seconds = [0.0] * self.count
@@ -325,12 +333,14 @@ class Joined:
         for number, times in zip(SIGNALS, signals, strict=True):
             if times and self._interruption is not None:
                 self._interruption.agree(number)
-        whole = Whole(int(items), int(samples), int(minibatches), stops > 0, any(signals))
+        whole = WindowCounts(int(items), int(samples), int(minibatches), stops > 0, any(signals))
         return whole, seconds
 
 
 @contextmanager
-def joined(device: str, seed: int, timeout: float, *, balances: bool = False) -> Iterator[Joined]:
+def init_process_group(
+    device: str, seed: int, timeout: float, *, balances: bool = False
+) -> Iterator[TorchProcessGroup]:
     """Join the processes that were started together, as the environment tells where they meet.
 
     gloo sums on the CPU, NCCL on CUDA devices, where the counts still go by gloo: it notices at
@@ -340,10 +350,10 @@ def joined(device: str, seed: int, timeout: float, *, balances: bool = False) ->
         device: ``cpu`` or ``cuda``; on CUDA each process of a machine has a device of its own.
         seed: The run's seed.
         timeout: Seconds that a process waits for the others, as during an evaluation, above 0.
-        balances: See `Joined`.
+        balances: See `TorchProcessGroup`.
 
     Raises:
-        LostError: The others are not there in time, or one is lost.
+        ProcessLostError: The others are not there in time, or one is lost.
     """
     # An optimizer's first step imports it. If there is a process group by then it is never let go:
     # its threads live on into Python's end, and now and then abort a process that has done well.
@@ -353,7 +363,7 @@ def joined(device: str, seed: int, timeout: float, *, balances: bool = False) ->
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with _lost():
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    processes = Joined(seed, balances=balances)
+    processes = TorchProcessGroup(seed, balances=balances)
     try:
         yield processes
     except KeyboardInterrupt:
@@ -374,7 +384,7 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostError(
+        raise ProcessLostError(
             "another process of this run failed, was killed, or did not answer within "
             f"distributed.timeout; its own error says why ({in_one_line(error)})"
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 
-class Draws(NamedTuple):
+class RandomStreams(NamedTuple):
     """What the random numbers of one process come from."""
 
     seed: int

@@ -33,7 +33,8 @@ Summed: TypeAlias = Callable[
     [Float[Tensor, " numbers"], MutableMapping[nn.Parameter, Tensor | None]],
     Float[Tensor, " numbers"],
 ]
-"""Adds what other processes have of a window: see `cadence.distributed.process_group.Processes.sum`."""
+"""Adds what other processes have of a window: see
+`cadence.distributed.process_group.ProcessGroup.sum`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +140,8 @@ class Accumulator:
             microbatch_size: As in `accumulate`.
             items: The items of the whole window, all processes together; None = those in it here.
             measured: The parameters whose gradients by the micro-batches are measured as well, for
-                `cadence.engine.noise_scale`; the sum is the same, bit for bit. ``.grad`` must be empty before.
-                None of them = nothing is measured.
+                `cadence.engine.noise_scale`; the sum is the same, bit for bit. ``.grad`` must be
+                empty before. None of them = nothing is measured.
         """
         objective, device = self.objective, self._device
         items_here, microbatches = _microbatches(objective, window, microbatch_size)

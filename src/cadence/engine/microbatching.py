@@ -14,14 +14,14 @@ from cadence.engine.accumulation import Accumulated, Accumulator, Summed, checke
 from cadence.engine.autotune import Auto, Tuner
 from cadence.engine.coupling import check_boundaries, coupling
 from cadence.engine.noise_scale import is_measured
-from cadence.engine.out_of_memory import FittingAccumulator, MemoryLimit
+from cadence.engine.out_of_memory import MemoryLimit, RecoveringAccumulator
 from cadence.objectives import Objective
 from cadence.plan.numbers import whole_number
 
 log = logging.getLogger(__name__)
 
 
-class Passes:
+class Microbatching:
     """Runs one window after another, and learns how to run the next.
 
     Args:
@@ -92,7 +92,7 @@ class Passes:
         accumulate = Accumulator(
             model, objective, autocast=self._autocast, scaler=self._scaler, summed=summed
         )
-        self._accumulate = FittingAccumulator(
+        self._accumulate = RecoveringAccumulator(
             accumulate, model, self.limit, splits=self._coupled_by is None
         )
 

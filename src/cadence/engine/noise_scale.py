@@ -72,7 +72,7 @@ LEVEL = 0.98
 """The share of such intervals that hold the truth, if the weights stand still."""
 
 
-class Estimate(NamedTuple):
+class NoiseEstimate(NamedTuple):
     """A noise scale in items, and its interval."""
 
     noise_scale: float
@@ -83,7 +83,7 @@ class Estimate(NamedTuple):
     """The upper end; infinite = the windows set no bound."""
 
 
-UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+UNKNOWN = NoiseEstimate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class NoiseScale:
         self._windows = 0
         self._blocks = np.zeros((BLOCKS, len(_COLUMNS)))
         self._new_blocks: list[list[float]] = []
-        self._estimate: Estimate | None = UNKNOWN
+        self._estimate: NoiseEstimate | None = UNKNOWN
         # Poisson's bootstrap: each resample draws each block so many times. Drawn once, so that the
         # same windows have the same interval.
         self._draws = np.random.default_rng(0).poisson(1.0, (RESAMPLES, BLOCKS)).astype(float)
@@ -152,7 +152,7 @@ class NoiseScale:
         self._new_blocks = []
         self._estimate = None
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> NoiseEstimate:
         """Return what the last windows tell: an estimate, with its interval by resampling.
 
         It is renewed every four blocks, 64 windows as a rule.
@@ -162,13 +162,13 @@ class NoiseScale:
             self._estimate = self._estimated(self._blocks[:kept])
         return self._estimate
 
-    def _estimated(self, blocks: Float[np.ndarray, "blocks columns"]) -> Estimate:
+    def _estimated(self, blocks: Float[np.ndarray, "blocks columns"]) -> NoiseEstimate:
         total = blocks.sum(0)
         if min(len(blocks), total[_COLUMNS.index("measured windows")]) < LEAST:
             return UNKNOWN
         resampled = np.sort(_ratios(self._draws[:, : len(blocks)] @ blocks))
         tail = round((1 - LEVEL) / 2 * RESAMPLES)
-        return Estimate(*_ratios(total[None]).tolist(), *resampled[[tail, -1 - tail]].tolist())
+        return NoiseEstimate(*_ratios(total[None]).tolist(), *resampled[[tail, -1 - tail]].tolist())
 
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on needs to know, as plain values."""

@@ -117,8 +117,9 @@ class MemoryLimit:
         )
 
 
-class FittingAccumulator:
-    """`cadence.engine.accumulation.Accumulator` that goes on by smaller micro-batches out of memory.
+class RecoveringAccumulator:
+    """`cadence.engine.accumulation.Accumulator` that goes on by smaller micro-batches out of
+    memory.
 
     What a failed try left behind is undone: gradients, the random states of torch (on the host and
     the model's device), numpy and Python, and the model's buffers, such as running means. So the

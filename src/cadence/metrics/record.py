@@ -33,12 +33,12 @@ class Observer(Protocol):
     def window(self, clock: Clock, outcome: Outcome) -> None:
         """See a window that has just ended; called once per window, so it must be quick."""
 
-    def evaluation(self, clock: Clock, fitted: "Fitted") -> None:
+    def evaluation(self, clock: Clock, result: "Result") -> None:
         """See what the run came to so far, after an evaluation has just ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class Result:
     """What a run came to."""
 
     step_size: int
@@ -69,13 +69,14 @@ class Fitted:
     time: WindowTime
     """Where the time of a window goes."""
     peak_memory_mib: float
-    """Most memory taken, counted from the start of the run; see `cadence.metrics.measure.PeakMemory`."""
+    """Most memory taken, counted from the start of the run; see
+    `cadence.metrics.measure.PeakMemory`."""
     seconds: float
     """Wall time of the whole run, evaluations included."""
     device: str
     noise_scale: float | None = None
-    """An estimate of the gradient noise scale, in items; see `cadence.engine.noise_scale`. None = none was asked
-    for, NaN = unknown, infinite = larger than the windows can tell."""
+    """An estimate of the gradient noise scale, in items; see `cadence.engine.noise_scale`. None =
+    none was asked for, NaN = unknown, infinite = larger than the windows can tell."""
     noise_scale_low: float | None = None
     """The lower end of its interval at `cadence.engine.noise_scale.LEVEL`."""
     noise_scale_high: float | None = None
@@ -159,10 +160,10 @@ class Record:
             self._best_loss, self._best_at = evaluation.loss, clock.samples
             self.evaluations_in_vain = 0
 
-    def show(self, clock: Clock, fitted: Fitted) -> None:
+    def show(self, clock: Clock, result: Result) -> None:
         """Show the observers what the run came to so far."""
         for observer in self._observers:
-            observer.evaluation(clock, fitted)
+            observer.evaluation(clock, result)
         self.resume()
 
     def resume(self) -> None:
@@ -191,12 +192,12 @@ class Record:
                 "that starts anew each epoch"
             )
 
-    def fitted(self, clock: Clock, step_size: int, microbatch_size: int | None) -> Fitted:
+    def result(self, clock: Clock, step_size: int, microbatch_size: int | None) -> Result:
         """Return what the run came to."""
         throughput = self._throughput()
         evaluation = self._evaluation
         noise_scale, low, high = self._noise.estimate() if self._noise else (None, None, None)
-        return Fitted(
+        return Result(
             step_size=step_size,
             microbatch_size=microbatch_size,
             updates=clock.updates,

@@ -7,15 +7,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from cadence.metrics.record import Fitted
-from cadence.system.atomic_write import write_whole
+from cadence.metrics.record import Result
+from cadence.system.atomic_write import write_atomically
 
 FILE = "summary.json"
 
 
 def write_summary(
     folder: Path,
-    fitted: Fitted,
+    result: Result,
     *,
     effective_batch: int,
     step_sizes: Sequence[int],
@@ -25,12 +25,13 @@ def write_summary(
 ) -> Path:
     """Write summary.json into a run's folder, whole or not at all.
 
-    The names are those of `cadence.metrics.record.Fitted`, with each validation metric as ``val_NAME`` and
-    each part of a window's time as ``time_NAME``; what is not a finite number is null.
+    The names are those of `cadence.metrics.record.Result`, with each validation metric as
+    ``val_NAME`` and each part of a window's time as ``time_NAME``; what is not a finite number is
+    null.
 
     Args:
         folder: The run's folder.
-        fitted: What the run came to.
+        result: What the run came to.
         effective_batch: Items per full update, over all processes.
         step_sizes: Mini-batches per update of each process, as last set.
         seed: The run's seed.
@@ -40,7 +41,7 @@ def write_summary(
     Returns:
         The file.
     """
-    values = asdict(fitted)
+    values = asdict(result)
     metrics, time = values.pop("val_metrics"), values.pop("time")
     summary: dict[str, Any] = values | {f"val_{name}": value for name, value in metrics.items()}
     summary |= {f"time_{name}": value for name, value in time.items()}
@@ -69,14 +70,14 @@ def mark_ended(folder: Path, *, seed: int, mlflow_run_id: str | None, status: st
         The file.
     """
     file = folder / FILE
-    unknown = {field.name: None for field in fields(Fitted) if field.name != "val_metrics"}
+    unknown = {field.name: None for field in fields(Result) if field.name != "val_metrics"}
     known = read_summary(file) if file.exists() else unknown
     return _write(folder, known | {"seed": seed, "mlflow_run_id": mlflow_run_id, "status": status})
 
 
 def _write(folder: Path, summary: Mapping[str, Any]) -> Path:
     file = folder / FILE
-    write_whole(file, json.dumps(summary, indent=2) + "\n")
+    write_atomically(file, json.dumps(summary, indent=2) + "\n")
     return file
 
 

@@ -198,7 +198,7 @@ SHAPES: Mapping[str, Shape] = {
 """From the simplest on."""
 
 
-def fitted(turns: Round, samples: float, noise: Mapping[int, float] | None = None) -> Model:
+def fit_model(turns: Round, samples: float, noise: Mapping[int, float] | None = None) -> Model:
     """Fit the simplest shape that meets the time of windows.
 
     Args:
@@ -251,7 +251,7 @@ def forecast(rounds: Sequence[Round], samples: float) -> Forecast:
         samples: In a mini-batch, summed over processes.
     """
     sizes, table = _table(rounds)
-    model = fitted(median_turns(rounds), samples, dict(zip(sizes, _noise(table), strict=True)))
+    model = fit_model(median_turns(rounds), samples, dict(zip(sizes, _noise(table), strict=True)))
     picks = np.random.default_rng(0).integers(len(rounds), size=(DRAWS, len(rounds)))
     draws = tuple(
         _of_shape(model.shape, dict(zip(sizes, map(Turn._make, each), strict=True)), samples)

@@ -41,7 +41,7 @@ def even(window: int, processes: int) -> tuple[int, ...]:
 
     Args:
         window: Mini-batches per update.
-        processes: Processes, at least 1.
+        processes: ProcessGroup, at least 1.
 
     Raises:
         ValueError: There are more processes than mini-batches.

@@ -1,6 +1,6 @@
 """Turn a stream of mini-batches into windows: the mini-batches of one update each.
 
-This room knows no torch. A window is a value: it is gathered before anything runs, so everything
+This module knows no torch. A window is a value: it is gathered before anything runs, so everything
 after it can count what is truly in it.
 """
 

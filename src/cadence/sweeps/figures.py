@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from cadence.display.colours import FRONT, INK, KNEE, PALE, REST
 from cadence.sweeps.knee import Comparison
-from cadence.sweeps.pareto_front import Measure, Result, number
+from cadence.sweeps.pareto_front import Measure, PointResult, number
 
 WIDTH, HEIGHT = 1200, 750
 """Pixels of the still picture."""
@@ -122,7 +122,7 @@ class _Kind:
     """Points that look alike."""
 
     name: str
-    results: Sequence[Result]
+    results: Sequence[PointResult]
     fill: str
     edge: str
     ink: str
@@ -144,11 +144,11 @@ def _kinds(comparison: Comparison) -> list[_Kind]:
     return [kind for kind in kinds if kind.results]
 
 
-def _label(result: Result) -> str:
+def _label(result: PointResult) -> str:
     return "?" if result.step_size is None else str(result.step_size)
 
 
-def _extremes(results: Sequence[Result]) -> tuple[tuple[float, float], tuple[float, float]]:
+def _extremes(results: Sequence[PointResult]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the lowest and the highest throughput and loss, spreads included."""
     speeds = [end for result in results for end in (result.throughput.low, result.throughput.high)]
     losses = [end for result in results for end in (result.val_loss.low, result.val_loss.high)]
@@ -188,7 +188,7 @@ def _write_caption(figure: Figure, caption: Caption) -> None:
     figure.text(0.975, 0.015, BARS, size=9, color=PALE, ha="right")
 
 
-def _scale(axes: Axes, results: Sequence[Result]) -> None:
+def _scale(axes: Axes, results: Sequence[PointResult]) -> None:
     speeds, losses = _extremes(results)
     axes.set_xscale("log")
     axes.set_yscale("log" if _is_wide(losses) else "linear")
@@ -255,7 +255,7 @@ def _bars(measures: Sequence[Measure], colour: str) -> dict[str, object]:
     return look | {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
-def _hover(result: Result) -> str:
+def _hover(result: PointResult) -> str:
     known = {
         "val loss": str(result.val_loss),
         "samples/s": str(result.throughput),

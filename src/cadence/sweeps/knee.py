@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cadence.plan.window import DEFAULT_STEP_SIZE
-from cadence.sweeps.pareto_front import FEWEST_WINDOWS, Measure, Result, front
+from cadence.sweeps.pareto_front import FEWEST_WINDOWS, Measure, PointResult, front
 
 ROUNDING = 1e-9
 """A distance from the chord that is none."""
@@ -38,12 +38,12 @@ DEFINITION_AT_EQUAL_TIME = (
 class Comparison:
     """The points of a sweep, held against each other."""
 
-    results: Sequence[Result]
-    front: Sequence[Result]
+    results: Sequence[PointResult]
+    front: Sequence[PointResult]
     """The Pareto front, from the slowest on."""
-    baseline: Result
+    baseline: PointResult
     """The lowest loss at step_size 1; where that was not run at the default, else the smallest."""
-    knee: Result
+    knee: PointResult
     """The point worth choosing, see `definition`; the baseline where nothing beats it."""
     equal_time: bool = False
     """Whether all were trained for the same wall time, and not on the same samples."""
@@ -54,7 +54,7 @@ class Comparison:
         return DEFINITION_AT_EQUAL_TIME if self.equal_time else DEFINITION
 
 
-def compare(results: Sequence[Result], *, equal_time: bool = False) -> Comparison:
+def compare(results: Sequence[PointResult], *, equal_time: bool = False) -> Comparison:
     """Find the front, the baseline and the knee of at least one result.
 
     The knee is that of Satopaa et al. (2011), "Finding a 'Kneedle' in a Haystack", which on a
@@ -83,7 +83,7 @@ def compare(results: Sequence[Result], *, equal_time: bool = False) -> Compariso
     )
 
 
-def knee(front: Sequence[Result]) -> Result:
+def knee(front: Sequence[PointResult]) -> PointResult:
     """Return the point of a front farthest below the chord of its ends; see `DEFINITION`.
 
     Args:
@@ -96,7 +96,7 @@ def knee(front: Sequence[Result]) -> Result:
     return fast if gain(fast, slow) > 1 else slow
 
 
-def gain(point: Result, baseline: Result) -> float:
+def gain(point: PointResult, baseline: PointResult) -> float:
     """Return how far a point beats another: above 1 it does, at 1 they are worth the same.
 
     It is what the point's throughput can make up for in equal time (see `LEARNING_CURVE`) over
@@ -135,7 +135,7 @@ def sentence(comparison: Comparison) -> str:
     return f"do not accumulate: {said}" if is_plain else said
 
 
-def versus(point: Result, baseline: Result) -> str:
+def versus(point: PointResult, baseline: PointResult) -> str:
     """Say a point's throughput and loss against the baseline's, as ``2.1x the throughput of 2``."""
     return (
         f"{_throughput_versus(point.throughput, baseline.throughput, baseline.short_name)} at "
@@ -143,7 +143,7 @@ def versus(point: Result, baseline: Result) -> str:
     )
 
 
-def warnings_of_noise(results: Sequence[Result]) -> list[str]:
+def warnings_of_noise(results: Sequence[PointResult]) -> list[str]:
     """Warn of throughputs that are none, and of two best points that cannot be told apart.
 
     Each step_size stands for itself with its best point, since other keys, such as the learning
@@ -174,13 +174,13 @@ def warnings_of_noise(results: Sequence[Result]) -> list[str]:
     return warnings
 
 
-def best_by_step_size(results: Sequence[Result]) -> list[Result]:
+def best_by_step_size(results: Sequence[PointResult]) -> list[PointResult]:
     """Return the point of lowest loss for each step_size, ascending; those without one last."""
     bests = _bests(results, lambda result: result.val_loss.value)
     return sorted(bests, key=lambda result: result.step_size or math.inf)
 
 
-def _baseline(results: Sequence[Result]) -> Result:
+def _baseline(results: Sequence[PointResult]) -> PointResult:
     known = [result for result in results if result.step_size is not None]
     sizes = {result.step_size for result in known}
     wanted = next((size for size in (1, DEFAULT_STEP_SIZE) if size in sizes), None)
@@ -190,7 +190,7 @@ def _baseline(results: Sequence[Result]) -> Result:
     return min(there, key=lambda result: (result.val_loss.value, -result.throughput.value))
 
 
-def _below_chord(point: Result, slow: Result, fast: Result) -> float:
+def _below_chord(point: PointResult, slow: PointResult, fast: PointResult) -> float:
     """Return log throughput minus val loss, each scaled to 0..1 between the ends."""
     speed = _scaled(*(math.log(result.throughput.value) for result in (point, slow, fast)))
     loss = _scaled(*(result.val_loss.value for result in (point, slow, fast)))
@@ -201,17 +201,17 @@ def _scaled(value: float, start: float, end: float) -> float:
     return 0.0 if start == end else (value - start) / (end - start)
 
 
-def _is_larger(result: Result, baseline: Result) -> bool:
+def _is_larger(result: PointResult, baseline: PointResult) -> bool:
     return (result.step_size or 0) > (baseline.step_size or math.inf)
 
 
-def _stay(baseline: Result) -> str:
+def _stay(baseline: PointResult) -> str:
     if baseline.step_size == 1:
         return "do not accumulate"
     return f"keep step_size {baseline.step_size} (1 was not run)"
 
 
-def _why_stay(larger: Sequence[Result], baseline: Result) -> str:
+def _why_stay(larger: Sequence[PointResult], baseline: PointResult) -> str:
     gaining = [
         result
         for result in larger
@@ -261,8 +261,10 @@ def _is_blurred(one: Measure, other: Measure) -> bool:
     return are_measured and (one.has_spread or other.has_spread) and not one.apart(other)
 
 
-def _bests(results: Sequence[Result], cost: Callable[[Result], float]) -> list[Result]:
-    bests: dict[int | None, Result] = {}
+def _bests(
+    results: Sequence[PointResult], cost: Callable[[PointResult], float]
+) -> list[PointResult]:
+    bests: dict[int | None, PointResult] = {}
     for result in sorted(results, key=cost):
         bests.setdefault(result.step_size, result)
     return list(bests.values())

@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from cadence.metrics.window_time_model import Turn
-from cadence.sweeps.trials import Ledger, shown
+from cadence.sweeps.trials import Trials, shown
 
 STEP_SIZE = "trainer.step_size"
 
@@ -59,7 +59,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class PointResult:
     """What the trials of one point came to; means over them, None where no trial told."""
 
     params: Mapping[str, Any]
@@ -113,10 +113,10 @@ def number(value: float | None) -> str:
     return f"{value:,.{max(0, decimals)}f}"
 
 
-def results(ledger: Ledger) -> list[Result]:
+def results(ledger: Trials) -> list[PointResult]:
     """Return what the points of a sweep came to, by step_size and then by loss.
 
-    Trials of the same point are averaged; see `Ledger.compared` for those that take part.
+    Trials of the same point are averaged; see `Trials.compared` for those that take part.
     """
     points: defaultdict[str, list[FrozenTrial]] = defaultdict(list)
     for trial in ledger.compared():
@@ -125,13 +125,13 @@ def results(ledger: Ledger) -> list[Result]:
     return sorted(found, key=lambda result: (result.step_size or math.inf, result.val_loss.value))
 
 
-def front(results: Sequence[Result]) -> list[Result]:
+def front(results: Sequence[PointResult]) -> list[PointResult]:
     """Return the Pareto front: the points that no other one dominates, from the slowest on.
 
     A point dominates another when it is no worse in loss and in throughput and better in one of
     them; spreads play no part. Along the front throughput and loss both rise.
     """
-    kept: list[Result] = []
+    kept: list[PointResult] = []
     for result in sorted(results, key=lambda result: (-_speed(result), _loss(result))):
         is_twin = kept and (_speed(result), _loss(result)) == (_speed(kept[-1]), _loss(kept[-1]))
         if not kept or is_twin or _loss(result) < _loss(kept[-1]):
@@ -139,22 +139,22 @@ def front(results: Sequence[Result]) -> list[Result]:
     return kept[::-1]
 
 
-def _speed(result: Result) -> float:
+def _speed(result: PointResult) -> float:
     return result.throughput.value
 
 
-def _loss(result: Result) -> float:
+def _loss(result: PointResult) -> float:
     return result.val_loss.value
 
 
-def _result(trials: Sequence[FrozenTrial], fixed: Mapping[str, Any]) -> Result:
+def _result(trials: Sequence[FrozenTrial], fixed: Mapping[str, Any]) -> PointResult:
     losses, rates = zip(*(trial.values for trial in trials), strict=True)
     throughput = _measure(rates)
     if len(trials) == 1:
         low, high = (_told(trials, f"samples_per_second_{end}") for end in ("p10", "p90"))
         throughput = _measure(rates, [end[0] for end in (low, high) if end])
     is_timed = min(map(_windows, trials)) >= FEWEST_WINDOWS
-    return Result(
+    return PointResult(
         params=trials[0].params,
         step_size=_step_size(trials[0], fixed),
         trials=tuple(trial.number for trial in trials),

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from cadence.metrics.window_time_model import Turn, fitted
-from cadence.sweeps.pareto_front import Measure, Result, number
+from cadence.metrics.window_time_model import Turn, fit_model
+from cadence.sweeps.pareto_front import Measure, PointResult, number
 
 NEUTRAL = ("trainer.step_size", "optimizer.lr", "optimizer.weight_decay", "scaling.", "schedule.")
 """The beginnings of the searched keys that leave the time of a window of given samples alone."""
@@ -23,7 +23,7 @@ PREDICTED = (
 class Prediction:
     """What the other points foretell of one."""
 
-    result: Result
+    result: PointResult
     measured: Turn
     """What a full window of it took."""
     foretold: Turn
@@ -44,7 +44,7 @@ class Prediction:
         return abs(self.difference) > APART and not is_held
 
 
-def predictions(results: Sequence[Result]) -> list[Prediction]:
+def predictions(results: Sequence[PointResult]) -> list[Prediction]:
     """Return what is foretold of each point by those that differ from it in step_size.
 
     A point is left out where no trial told its window's time, or no other point tells of it: those
@@ -64,7 +64,7 @@ def predictions(results: Sequence[Result]) -> list[Prediction]:
     return found
 
 
-def _prediction(result: Result, others: Sequence[Result]) -> Prediction | None:
+def _prediction(result: PointResult, others: Sequence[PointResult]) -> Prediction | None:
     # A window's samples stand for its step_size: mini-batches of one sample.
     known: dict[int, list[tuple[Turn, float]]] = {}
     for other in others:
@@ -78,7 +78,7 @@ def _prediction(result: Result, others: Sequence[Result]) -> Prediction | None:
         windows, spreads = zip(*told_of_it, strict=True)
         turns[size] = Turn(*map(fmean, zip(*windows, strict=True)))
         noise[size] = fmean(spreads)
-    model, samples = fitted(turns, samples=1, noise=noise), result.window_samples
+    model, samples = fit_model(turns, samples=1, noise=noise), result.window_samples
     foretold = Turn(passes=model.seconds(samples) - model.once, once=model.once)
     return Prediction(result, result.window, foretold, model.throughput(samples))
 
@@ -122,5 +122,5 @@ def _reason(prediction: Prediction) -> str:
     )
 
 
-def _speed_keys(result: Result) -> dict[str, object]:
+def _speed_keys(result: PointResult) -> dict[str, object]:
     return {key: value for key, value in result.params.items() if not key.startswith(NEUTRAL)}

@@ -20,10 +20,10 @@ from cadence.sweeps.knee import (
     versus,
     warnings_of_noise,
 )
-from cadence.sweeps.pareto_front import STEP_SIZE, Result, number, results
+from cadence.sweeps.pareto_front import STEP_SIZE, PointResult, number, results
 from cadence.sweeps.prediction import PREDICTED, Prediction, predictions, where_they_part
-from cadence.sweeps.trials import Ledger, load, read
-from cadence.system.atomic_write import write_whole
+from cadence.sweeps.trials import Trials, load, read
+from cadence.system.atomic_write import write_atomically
 
 __all__ = ["Report", "Table", "load", "write_report"]
 
@@ -140,7 +140,7 @@ def table_of_front(comparison: Comparison) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _without_result(ledger: Ledger) -> str:
+def _without_result(ledger: Trials) -> str:
     failures = ledger.failures()
     if not failures:
         return "no trial has finished yet"
@@ -148,13 +148,13 @@ def _without_result(ledger: Ledger) -> str:
     return f"no trial finished: {len(failures)} failed, the first with: {reason}"
 
 
-def _held_fixed(ledger: Ledger) -> str:
+def _held_fixed(ledger: Trials) -> str:
     conditions = ledger.conditions()
     named = [f"{key} {conditions[key]}" for key in IN_THE_PICTURE if key in conditions]
     return "; ".join(named) or "not recorded"
 
 
-def _warnings_of_samples(ledger: Ledger) -> list[str]:
+def _warnings_of_samples(ledger: Trials) -> list[str]:
     samples = ledger.samples()
     if len(samples) < 2 or ledger.equal_seconds() is not None:
         return []
@@ -164,7 +164,7 @@ def _warnings_of_samples(ledger: Ledger) -> list[str]:
     ]
 
 
-def _warnings_of_epochs(found: Sequence[Result]) -> Iterator[str]:
+def _warnings_of_epochs(found: Sequence[PointResult]) -> Iterator[str]:
     """Warn of step_sizes whose windows are all cut to the same epoch."""
     alike: defaultdict[tuple[float, tuple[tuple[str, str], ...]], list[str]] = defaultdict(list)
     for result in found:
@@ -181,7 +181,7 @@ def _warnings_of_epochs(found: Sequence[Result]) -> Iterator[str]:
 
 
 def _blocks(
-    ledger: Ledger,
+    ledger: Trials,
     comparison: Comparison | None,
     said: str,
     table: Table,
@@ -220,7 +220,7 @@ def _blocks(
         yield markdown(Table(("trial", "point", "reason"), tuple(rows)))
 
 
-def _question(ledger: Ledger) -> Iterator[str]:
+def _question(ledger: Trials) -> Iterator[str]:
     yield "## Held fixed"
     conditions = ledger.conditions()
     if conditions:
@@ -237,7 +237,7 @@ def _question(ledger: Ledger) -> Iterator[str]:
         yield markdown(Table(("key", "values"), tuple(ledger.space.items())))
 
 
-def _counts(ledger: Ledger, *, has_picture: bool) -> str:
+def _counts(ledger: Trials, *, has_picture: bool) -> str:
     counts = {
         "compared": len(ledger.compared()),
         "failed": len(ledger.failures()),
@@ -251,7 +251,7 @@ def _counts(ledger: Ledger, *, has_picture: bool) -> str:
     return f"Trials: {said or 'none yet'}; {links}.{run}"
 
 
-def _place(result: Result, comparison: Comparison) -> str:
+def _place(result: PointResult, comparison: Comparison) -> str:
     if result is comparison.knee:
         return "knee"
     return "yes" if result in comparison.front else "no"
@@ -261,7 +261,7 @@ def _foretold(prediction: Prediction | None) -> str:
     return "-" if prediction is None else number(round(prediction.samples_per_second))
 
 
-def _overrides(result: Result, ledger: Ledger) -> str:
+def _overrides(result: PointResult, ledger: Trials) -> str:
     given: dict[str, Any] = {} if result.step_size is None else {STEP_SIZE: result.step_size}
     given |= {**result.params, **ledger.choices()}
     return join(f"{key}={value}" for key, value in given.items())
@@ -272,5 +272,5 @@ def _listed(trials: Sequence[int]) -> str:
 
 
 def _written(file: Path, content: bytes) -> Path:
-    write_whole(file, content)
+    write_atomically(file, content)
     return file

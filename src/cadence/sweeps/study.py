@@ -1,6 +1,6 @@
 """A sweep as a value: its question, what is finished, what is left, and what to ask next.
 
-Everything is in the Optuna study, so a sweep that died goes on from its database alone. This room
+Everything is in the Optuna study, so a sweep that died goes on from its database alone. This module
 knows Optuna, and neither Hydra nor MLflow.
 """
 

@@ -43,7 +43,7 @@ CHOSEN = ("scaling", "schedule")
 """The groups that a sweep's file chooses for its trials, whatever a plain run has."""
 
 
-class Failure(NamedTuple):
+class FailedTrial(NamedTuple):
     """A trial that came to nothing comparable."""
 
     trial: int
@@ -53,7 +53,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class Trials:
     """A sweep so far. Trials that a dead sweep left behind were asked again: they are left out."""
 
     name: str
@@ -69,10 +69,10 @@ class Ledger:
         """Return the trials with a finite loss and a finite throughput above 0, in their order."""
         return [trial for trial in self.trials if _is_comparable(trial)]
 
-    def failures(self) -> list[Failure]:
+    def failures(self) -> list[FailedTrial]:
         """Return the trials that failed, and those that completed with nothing to compare."""
         return [
-            Failure(trial.number, _point(trial), _reason(trial))
+            FailedTrial(trial.number, _point(trial), _reason(trial))
             for trial in self.trials
             if trial.state.is_finished() and not _is_comparable(trial)
         ]
@@ -151,7 +151,7 @@ class Ledger:
         return text.getvalue()
 
 
-def read(study: optuna.Study) -> Ledger:
+def read(study: optuna.Study) -> Trials:
     """Read a study of any storage; trials and the study may lack any attribute.
 
     Raises:
@@ -164,7 +164,7 @@ def read(study: optuna.Study) -> Ledger:
             "(val_loss), maximize (samples_per_second), in this order"
         )
     question = study.user_attrs.get("question", {})
-    return Ledger(
+    return Trials(
         name=study.study_name,
         space=question.get("space", {}),
         fixed=question.get("fixed", {}),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
+def write_atomically(file: Path, content: str | bytes) -> None:
     """Write a file by one rename, so that a reader sees the old one or the new.
 
     Raises:
@@ -17,8 +17,8 @@ def write_whole(file: Path, content: str | bytes) -> None:
     _renamed(file, lambda opened: opened.write(written))
 
 
-def copy_whole(source: Path, file: Path) -> None:
-    """Copy a file as `write_whole` writes one.
+def copy_atomically(source: Path, file: Path) -> None:
+    """Copy a file as `write_atomically` writes one.
 
     Raises:
         OSError: As there, or the source cannot be read.

@@ -14,7 +14,7 @@ FILE = ".running.lock"
 
 
 @contextmanager
-def going_on(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Let others know that a run is going on in a folder.
 
     Args:
@@ -36,7 +36,7 @@ def going_on(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def goes_on(folder: Path) -> bool:
+def is_running(folder: Path) -> bool:
     """Return whether a run is going on in a folder; False where there is no folder."""
     lock = FileLock(folder / FILE)
     if not Path(lock.lock_file).exists():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cadence.system.atomic_write import write_whole
+from cadence.system.atomic_write import write_atomically
 
 HIDDEN = "***"
 """What stands where a secret was."""
@@ -79,7 +79,7 @@ def redact_files(files: Iterable[Path]) -> None:
         text = file.read_text()
         clean = redacted(text)
         if clean != text:
-            write_whole(file, clean)
+            write_atomically(file, clean)
 
 
 def redact_logs() -> None:

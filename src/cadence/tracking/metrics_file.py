@@ -19,7 +19,7 @@ BUFFERED = 1000
 """Points that wait in memory at most: whoever logs one more writes them all to the file."""
 
 
-class Point(NamedTuple):
+class LoggedMetric(NamedTuple):
     """One number of a run."""
 
     key: str
@@ -31,7 +31,7 @@ class Point(NamedTuple):
     """Milliseconds since 1970."""
 
 
-class Journal:
+class MetricsFile:
     """The points of one run, kept in its folder; no other process can open it meanwhile.
 
     Any thread may call any method. A line that was cut off by the death of its process is removed
@@ -55,7 +55,7 @@ class Journal:
             ) from error
         self._file = folder / FILE
         self._out = self._file.open("ab", buffering=0)
-        self._buffer: list[Point] = []
+        self._buffer: list[LoggedMetric] = []
         self._buffering, self._writing = threading.Lock(), threading.Lock()
         self._held: dict[str, int] = {}
         self.size = _whole_lines(self._file)
@@ -100,7 +100,7 @@ class Journal:
         self._out = self._file.open("ab", buffering=0)
         self.size = self._file.stat().st_size
 
-    def append(self, points: Iterable[Point], *, again: bool = False) -> None:
+    def append(self, points: Iterable[LoggedMetric], *, again: bool = False) -> None:
         """Take in points; they are in the file after the next `flush`.
 
         Args:
@@ -142,7 +142,7 @@ class Journal:
             raise OSError(error.errno, error.strerror, str(self._file)) from error
         self.size += len(lines)
 
-    def read(self, start: int, limit: int) -> tuple[list[Point], int]:
+    def read(self, start: int, limit: int) -> tuple[list[LoggedMetric], int]:
         """Return points of the file in their order, and where the next one begins.
 
         Args:
@@ -152,7 +152,7 @@ class Journal:
         Raises:
             ValueError: A line of them is damaged; the message says which and what to do.
         """
-        points: list[Point] = []
+        points: list[LoggedMetric] = []
         end = self.size
         with self._file.open("rb") as lines:
             lines.seek(start)
@@ -182,17 +182,17 @@ def _whole_lines(file: Path) -> int:
     return 0
 
 
-def _line(point: Point) -> bytes:
+def _line(point: LoggedMetric) -> bytes:
     told: dict[str, Any] = point._asdict()
     if not math.isfinite(point.value):
         told["value"] = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(point.value)]
     return json.dumps(told).encode() + b"\n"
 
 
-def _parsed(line: bytes, file: Path) -> Point:
+def _parsed(line: bytes, file: Path) -> LoggedMetric:
     try:
         told = json.loads(line)
-        return Point(told["key"], float(told["value"]), told["step"], told["timestamp"])
+        return LoggedMetric(told["key"], float(told["value"]), told["step"], told["timestamp"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file}: a line holds no number of a run: {line[:60]!r}; take it out, the others stand"

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from cadence.engine.update import Outcome
-from cadence.metrics.record import Fitted
+from cadence.metrics.record import Result
 from cadence.plan.clock import Clock
-from cadence.tracking.metrics_file import Journal, Point
+from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ MACHINE_SECONDS = 10.0
 """Between two looks at the machine."""
 
 
-class Logbook:
+class MetricsLogger:
     """Keeps a run's numbers in its journal. A thread of its own writes, so training never waits.
 
     Args:
@@ -37,7 +37,7 @@ class Logbook:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: MetricsFile,
         machine: Callable[[], Mapping[str, float]],
         *,
         every: int,
@@ -61,27 +61,27 @@ class Logbook:
         if first or clock.passed(self._every, since=self._kept):
             self._keep_window(clock, outcome)
 
-    def evaluation(self, clock: Clock, fitted: Fitted) -> None:
+    def evaluation(self, clock: Clock, result: Result) -> None:
         """Keep an evaluation's numbers, and what the run measures so far."""
-        metrics = {"val/loss": fitted.val_loss}
-        metrics |= {f"val/{name}": value for name, value in fitted.val_metrics.items()}
+        metrics = {"val/loss": result.val_loss}
+        metrics |= {f"val/{name}": value for name, value in result.val_metrics.items()}
         self.log(clock, metrics)
-        self.measured(clock, fitted)
+        self.measured(clock, result)
 
-    def measured(self, clock: Clock, fitted: Fitted) -> None:
+    def measured(self, clock: Clock, result: Result) -> None:
         """Keep what the run measures of itself."""
         self._log_anew(
             clock,
             {
-                "throughput/samples_per_second": fitted.samples_per_second,
-                "throughput/samples_per_second_p10": fitted.samples_per_second_p10,
-                "throughput/samples_per_second_p90": fitted.samples_per_second_p90,
-                "memory/peak_mib": fitted.peak_memory_mib,
-                "time/data_ms": fitted.time.data_ms,
-                "time/compute_ms": fitted.time.compute_ms,
-                "time/sync_ms": fitted.time.sync_ms,
-                "time/update_ms": fitted.time.update_ms,
-                **_finite_noise_scale(fitted),
+                "throughput/samples_per_second": result.samples_per_second,
+                "throughput/samples_per_second_p10": result.samples_per_second_p10,
+                "throughput/samples_per_second_p90": result.samples_per_second_p90,
+                "memory/peak_mib": result.peak_memory_mib,
+                "time/data_ms": result.time.data_ms,
+                "time/compute_ms": result.time.compute_ms,
+                "time/sync_ms": result.time.sync_ms,
+                "time/update_ms": result.time.update_ms,
+                **_finite_noise_scale(result),
             },
         )
 
@@ -96,7 +96,7 @@ class Logbook:
         """Write what waits in memory, as before a checkpoint that must not know more than the file.
 
         Raises:
-            OSError: The file took it not; see `cadence.tracking.metrics_file.Journal.flush`.
+            OSError: The file took it not; see `cadence.tracking.metrics_file.MetricsFile.flush`.
         """
         self._journal.flush()
 
@@ -108,7 +108,7 @@ class Logbook:
                 worth keeping than the others.
 
         Raises:
-            OSError: The file took it not; see `cadence.tracking.metrics_file.Journal.flush`.
+            OSError: The file took it not; see `cadence.tracking.metrics_file.MetricsFile.flush`.
         """
         self._closing.set()
         self._keeper.join()
@@ -155,12 +155,12 @@ class Logbook:
                 failing = False
 
 
-def _finite_noise_scale(fitted: Fitted) -> dict[str, float]:
+def _finite_noise_scale(result: Result) -> dict[str, float]:
     """Return the estimate and its ends as far as they are numbers: MLflow would draw 1e308."""
     found = {
-        "train/noise_scale": fitted.noise_scale,
-        "train/noise_scale_low": fitted.noise_scale_low,
-        "train/noise_scale_high": fitted.noise_scale_high,
+        "train/noise_scale": result.noise_scale,
+        "train/noise_scale_low": result.noise_scale_low,
+        "train/noise_scale_high": result.noise_scale_high,
     }
     return {key: end for key, end in found.items() if end is not None and math.isfinite(end)}
 
@@ -170,5 +170,5 @@ def milliseconds() -> int:
     return int(time.time() * 1000)
 
 
-def _points(clock: Clock, metrics: Mapping[str, float], timestamp: int) -> list[Point]:
-    return [Point(key, float(metrics[key]), clock.samples, timestamp) for key in metrics]
+def _points(clock: Clock, metrics: Mapping[str, float], timestamp: int) -> list[LoggedMetric]:
+    return [LoggedMetric(key, float(metrics[key]), clock.samples, timestamp) for key in metrics]

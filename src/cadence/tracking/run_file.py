@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cadence.system.atomic_write import write_whole
+from cadence.system.atomic_write import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ DELIVERED = "delivered.json"
 
 
 @dataclass(kw_only=True, slots=True)
-class Manifest:
+class RunFile:
     """What a server is to be told of a run, its points apart."""
 
     key: str
@@ -58,7 +58,7 @@ class Manifest:
         _write(folder / FILE, asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest | None":
+    def load(cls, folder: Path) -> "RunFile | None":
         """Return what the run's folder keeps; None = nothing.
 
         Raises:
@@ -76,7 +76,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class UploadState:
     """How much of a run a server has taken."""
 
     run_id: str | None = None
@@ -95,7 +95,7 @@ class Delivered:
         _write(folder / DELIVERED, asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> "Delivered":
+    def load(cls, folder: Path) -> "UploadState":
         """Return what the run's folder keeps; nothing was taken where there is nothing.
 
         Where it is damaged, the server may have taken anything: it is told all of it again.
@@ -121,4 +121,4 @@ def _read(kind: Callable[..., T], file: Path) -> T:
 
 
 def _write(file: Path, told: dict[str, Any]) -> None:
-    write_whole(file, json.dumps(told, indent=2) + "\n")
+    write_atomically(file, json.dumps(told, indent=2) + "\n")

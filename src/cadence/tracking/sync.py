@@ -1,7 +1,7 @@
 """From a run's folder to MLflow, after its session: all that it was not told yet.
 
-`cadence.tracking.mlflow.tracker` delivers while a run goes on; this is for runs with track.offline=true, and for
-those whose server was away or whose process died.
+`cadence.tracking.mlflow.tracker` delivers while a run goes on; this is for runs with
+track.offline=true, and for those whose server was away or whose process died.
 """
 
 import json
@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from cadence.metrics.summary import FILE as SUMMARY
-from cadence.system.atomic_write import write_whole
+from cadence.system.atomic_write import write_atomically
 from cadence.system.secrets import HIDDEN, redacted
 from cadence.tracking.metrics_file import FILE as JOURNAL
-from cadence.tracking.metrics_file import Journal
+from cadence.tracking.metrics_file import MetricsFile
 from cadence.tracking.mlflow.sweep_runs import parent_of_folder
 from cadence.tracking.mlflow.tracker import Mlflow
-from cadence.tracking.run_file import DELIVERED, Delivered, Manifest
+from cadence.tracking.run_file import DELIVERED, RunFile, UploadState
 from cadence.tracking.run_file import FILE as MANIFEST
-from cadence.tracking.upload import Delivery, DeliveryError
+from cadence.tracking.upload import Upload, UploadError
 
 
 def delivered(folder: Path, uri: str | None) -> str:
@@ -31,18 +31,18 @@ def delivered(folder: Path, uri: str | None) -> str:
     Raises:
         ValueError: It is no folder of a tracked run, its run is still going on, its password is
             missing, or nothing answers.
-        DeliveryError: MLflow did not take something; what it took is noted.
+        UploadError: MLflow did not take something; what it took is noted.
     """
-    manifest = Manifest.load(folder)
+    manifest = RunFile.load(folder)
     if manifest is None:
         raise ValueError(f"there is no {MANIFEST} in it; give the folder of a tracked run")
     last_seen = (folder / JOURNAL).stat().st_mtime
-    with closing(Journal(folder)) as journal:
+    with closing(MetricsFile(folder)) as journal:
         if manifest.status is None:  # and no other process is at work there
             manifest.status, manifest.reason = "KILLED", "its process died"
             manifest.ended = int(last_seen * 1000)
             manifest.save(folder)
-        done = Delivered.load(folder)
+        done = UploadState.load(folder)
         if done.ended and done.points == journal.size:
             return f"nothing is left to deliver; it is run {done.run_id}"
         uri = uri or manifest.uri
@@ -54,7 +54,7 @@ def delivered(folder: Path, uri: str | None) -> str:
             manifest.parent = parent_of_folder(uri, manifest.experiment, group)
         # Described again: whoever missed it meanwhile may have said there that it was lost.
         replace(done, described=False).save(folder)
-        delivery = Delivery(folder, manifest, journal, server)
+        delivery = Upload(folder, manifest, journal, server)
         points = 0
         try:
             delivery.begin()
@@ -62,8 +62,8 @@ def delivered(folder: Path, uri: str | None) -> str:
             while sent := delivery.send_batch():
                 points += sent
             delivery.end()
-        except DeliveryError as error:
-            raise DeliveryError(
+        except UploadError as error:
+            raise UploadError(
                 f"{error}; what it took is noted: the same command goes on, and without "
                 f"{DELIVERED} it begins anew"
             ) from error
@@ -78,4 +78,4 @@ def _name_run(summary: Path, run_id: str | None) -> None:
     told = json.loads(summary.read_text())
     if told["mlflow_run_id"] != run_id:
         told["mlflow_run_id"] = run_id
-        write_whole(summary, json.dumps(told, indent=2) + "\n")
+        write_atomically(summary, json.dumps(told, indent=2) + "\n")

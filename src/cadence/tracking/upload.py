@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from cadence.tracking.metrics_file import Journal, Point
-from cadence.tracking.run_file import Delivered, Manifest
+from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
+from cadence.tracking.run_file import RunFile, UploadState
 
 log = logging.getLogger(__name__)
 
@@ -32,34 +32,34 @@ END_SECONDS = 10.0
 """How long a run's end waits for the server at most. What is left then is for `src.sync`."""
 
 
-class DeliveryError(Exception):
+class UploadError(Exception):
     """A server did not take something; the message is one line without secrets."""
 
 
 @runtime_checkable
 class Server(Protocol):
-    """Where runs are told. Each method raises `DeliveryError`, and then it may be called again."""
+    """Where runs are told. Each method raises `UploadError`, and then it may be called again."""
 
     def found(self, key: str) -> str | None:
         """Return the id of the run that was made of the manifest of this key; None = none was."""
 
-    def create(self, manifest: Manifest) -> str:
+    def create(self, manifest: RunFile) -> str:
         """Make a run, and return its id."""
 
-    def take_over(self, run_id: str, manifest: Manifest) -> None:
+    def take_over(self, run_id: str, manifest: RunFile) -> None:
         """Let a run that is there go on as this one."""
 
-    def describe(self, run_id: str, manifest: Manifest) -> None:
+    def describe(self, run_id: str, manifest: RunFile) -> None:
         """Take the params, tags and texts, in place of those that are there."""
 
-    def send(self, run_id: str, points: Sequence[Point]) -> None:
+    def send(self, run_id: str, points: Sequence[LoggedMetric]) -> None:
         """Take at most `BATCH` points; those that are there already are kept once."""
 
-    def end(self, run_id: str, manifest: Manifest, files: Sequence[Path]) -> None:
+    def end(self, run_id: str, manifest: RunFile, files: Sequence[Path]) -> None:
         """Take the files, and how the run ended."""
 
 
-class Delivery:
+class Upload:
     """Tells a server what a run's folder holds.
 
     Args:
@@ -69,14 +69,16 @@ class Delivery:
         server: Where.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, journal: Journal, server: Server) -> None:
+    def __init__(
+        self, folder: Path, manifest: RunFile, journal: MetricsFile, server: Server
+    ) -> None:
         self._folder = folder
         self._manifest = manifest
         self._journal = journal
         self._server = server
         self._batch = BATCH
         self._noting, self._left = threading.Lock(), False
-        self._done = Delivered.load(folder)
+        self._done = UploadState.load(folder)
         if self._done.sending > journal.size:  # a file lost its end: all of it is sent again
             self._note(sending=journal.size, points=0)
 
@@ -119,7 +121,7 @@ class Delivery:
             return 0
         try:
             self._server.send(self._done.run_id, points)
-        except DeliveryError:
+        except UploadError:
             self._batch = max(1, self._batch // 2)
             raise
         self._note(points=end)
@@ -158,7 +160,7 @@ def pause(failures: int) -> float:
     return RETRY_SECONDS * float(2 ** min(failures - 1, DOUBLINGS))
 
 
-class Courier:
+class BackgroundUpload:
     """Delivers in the background while a run goes on; a server that is away is tried again.
 
     That it is away is said once, and that it is back.
@@ -167,7 +169,7 @@ class Courier:
         delivery: What to deliver; its run has begun.
     """
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Upload) -> None:
         self._delivery = delivery
         self._failures = 0
         self._ending, self._given_up = threading.Event(), threading.Event()
@@ -194,7 +196,7 @@ class Courier:
     def _attempt(self, deliver: Callable[[], None]) -> bool:
         try:
             deliver()
-        except (DeliveryError, OSError) as error:  # the server's, or the run folder's
+        except (UploadError, OSError) as error:  # the server's, or the run folder's
             self._failures += 1
             if self._failures == 1:
                 self._say(f"{error}; what it is to be told waits in the run folder")

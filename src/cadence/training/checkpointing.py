@@ -10,7 +10,7 @@ from cadence.system.signals import Interruption
 from cadence.training.trainer import Trainer
 
 
-class Keeper:
+class Checkpointing:
     """Saves a trainer's state at the boundaries of its windows, and stops it there when asked.
 
     Args:

@@ -17,14 +17,14 @@ from cadence.checkpoint.state import (
 )
 from cadence.data.batch import Batch, samples_in
 from cadence.distributed.partition import GathersWindows, PlannedWindow
-from cadence.distributed.process_group import Alone, Processes
+from cadence.distributed.process_group import ProcessGroup, SingleProcess
 from cadence.engine import device as devices
 from cadence.engine.autotune import Auto
-from cadence.engine.microbatching import Passes
+from cadence.engine.microbatching import Microbatching
 from cadence.engine.noise_scale import NoiseScale
 from cadence.engine.update import Update, checked_max_skipped, stop_if_diverged
 from cadence.metrics.measure import Evaluation, PeakMemory, WindowParts, evaluate
-from cadence.metrics.record import Fitted, Observer, Record
+from cadence.metrics.record import Observer, Record, Result
 from cadence.objectives import Objective
 from cadence.plan.clock import Clock, Limits
 from cadence.plan.numbers import whole_number
@@ -43,9 +43,9 @@ class Trainer:
         optimizer: Any torch optimizer over its parameters.
         objective: See `cadence.objectives`.
         step_size: Mini-batches per update, at least 1, or a schedule: from how many samples on, how
-            many (``{0: 2, 50_000: 8}``); see `cadence.plan.window.StepSizeSchedule`. It can be read, as
-            the present number, and set between epochs. With several processes it is each one's
-            own; a sequence = one for each.
+            many (``{0: 2, 50_000: 8}``); see `cadence.plan.window.StepSizeSchedule`. It can be
+            read, as the present number, and set between epochs. With several processes it is each
+            one's own; a sequence = one for each.
         device: ``auto`` (CUDA, else MPS, else CPU), or any torch device.
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest, measured while training, so two runs may differ by rounding.
@@ -58,8 +58,10 @@ class Trainer:
         clip_norm: The largest gradient norm, above 0; None = any.
         max_skipped: Updates refused in a row that are borne, at least 0; one more stops the run.
         scaling: How learning rate and beta2 follow a step_size that changes, from what the
-            optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see `cadence.plan.scaling`.
-        noise_scale: Whether the gradient noise scale is estimated; see `cadence.engine.noise_scale`.
+            optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see
+            `cadence.plan.scaling`.
+        noise_scale: Whether the gradient noise scale is estimated; see
+            `cadence.engine.noise_scale`.
         processes: Those that train together, of which this is one; None = this one alone.
 
     Raises:
@@ -83,10 +85,10 @@ class Trainer:
         max_skipped: int = 20,
         scaling: str = "none",
         noise_scale: bool = False,
-        processes: Processes | None = None,
+        processes: ProcessGroup | None = None,
     ) -> None:
         self.clock = Clock()
-        self._processes = processes or Alone()
+        self._processes = processes or SingleProcess()
         self._plan = Plan(step_size, self._processes.count)
         self.device = devices.resolved(device)
         self.model = model.to(self.device)
@@ -95,7 +97,7 @@ class Trainer:
         self._max_skipped = checked_max_skipped(max_skipped)
         self._autocast = devices.autocast_dtype(precision, self.device)
         self._scaler = devices.grad_scaler(precision, self.device)
-        self._passes = Passes(
+        self._passes = Microbatching(
             microbatch_size,
             threads,
             allow_batch_coupling=allow_batch_coupling,
@@ -159,7 +161,7 @@ class Trainer:
         patience: int | None = None,
         observers: Sequence[Observer] = (),
         at_boundary: Callable[[], None] | None = None,
-    ) -> Fitted:
+    ) -> Result:
         """Train until the first limit is reached, then evaluate.
 
         A later call goes on: samples, schedule and shuffling continue from ``self.clock``. A model
@@ -168,9 +170,10 @@ class Trainer:
 
         Args:
             train_loader: Yields the mini-batches of an epoch each time it is iterated. Where it,
-                its sampler or its batch sampler has ``set_epoch``, it is told the epoch before.
-                One that `cadence.distributed.partition.GathersWindows` is asked for whole windows instead.
-                Several processes give the same one each; that room says what each then reads.
+                its sampler or its batch sampler has ``set_epoch``, it is told the epoch before. One
+                that `cadence.distributed.partition.GathersWindows` is asked for whole windows
+                instead. Several processes give the same one each; that module says what each then
+                reads.
             val_loader: The held-out mini-batches; None = no evaluation. Of several processes only
                 process 0 needs it.
             epochs: Epochs to train in this call, at least 1; None = no such limit.
@@ -198,7 +201,7 @@ class Trainer:
                 couples its samples.
             DivergedError: Too many updates in a row were refused.
             DoesNotFitError: A single sample does not fit into memory.
-            LostError: Another process is lost.
+            ProcessLostError: Another process is lost.
         """
         _check_evaluations(evaluate_every, patience)
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
@@ -222,7 +225,7 @@ class Trainer:
             is_cut_off, self._cut_off = True, None
             for step_sizes, window in record.arriving(rest):
                 asks = self._asks_to_stop(limits, patience)
-                whole = self._processes.meet(window, self.objective, asks)
+                whole = self._processes.count_window(window, self.objective, asks)
                 if whole.stop and self.clock.batches_of_epoch > 0:
                     break
                 if whole.interrupted and at_boundary is not None:
@@ -269,7 +272,7 @@ class Trainer:
             if at_boundary is not None:
                 at_boundary()
         self._evaluate(val_loader, record)
-        return self.fitted
+        return self.result
 
     def _is_over(self, limits: Limits, patience: int | None) -> bool:
         """Return whether the run ends between two epochs, where all processes agree on it."""
@@ -348,9 +351,9 @@ class Trainer:
         return self._record.is_best(self.clock)
 
     @property
-    def fitted(self) -> Fitted:
+    def result(self) -> Result:
         """What the present or last call of `fit` has come to so far, however it ended."""
-        return self._record.fitted(self.clock, self.step_size, self._passes.microbatch_size)
+        return self._record.result(self.clock, self.step_size, self._passes.microbatch_size)
 
     @property
     def is_tuning(self) -> bool:
@@ -363,7 +366,8 @@ class Trainer:
         return self._record.windows()
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
-        """Return the model's means over all items of some mini-batches; see `cadence.metrics.measure`.
+        """Return the model's means over all items of some mini-batches; see
+        `cadence.metrics.measure`.
 
         Args:
             minibatches: The held-out data, read once.
@@ -381,7 +385,7 @@ class Trainer:
             return
         if not record.has_evaluated(self.clock):
             record.evaluation(self.clock, self.evaluate(val_loader))
-            record.show(self.clock, self.fitted)
+            record.show(self.clock, self.result)
 
 
 def announce_epoch(loader: Iterable[Batch], epoch: int) -> None:

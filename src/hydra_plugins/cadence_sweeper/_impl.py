@@ -48,7 +48,7 @@ from hydra_plugins.cadence_sweeper._trials import deaths, has_run, is_going_on, 
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 
 if TYPE_CHECKING:
-    from cadence.tracking.mlflow.sweep_runs import Lineage
+    from cadence.tracking.mlflow.sweep_runs import SweepRuns
 
 SAMPLERS = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
 """What a sampler's ``_target_`` may be."""
@@ -98,7 +98,7 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         if self.study_name is None:
             raise ConfigError("hydra.sweeper.study_name=null: a sweep needs a name to go on by")
         self._name = self.study_name
-        self._lineage: Lineage | None = None
+        self._lineage: SweepRuns | None = None
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials that are missing to the total, and report.
@@ -291,15 +291,15 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         point = " ".join(f"{name}={value}" for name, value in trial.params.items())
         self._console.print(f"trial {trial.number}: {point}: {what}", markup=False)
 
-    def _open_lineage(self) -> "Lineage | None":
+    def _open_lineage(self) -> "SweepRuns | None":
         track = self._config.track
         if track.name == "none" or track.offline:  # what is offline, src.sync links later
             return None
-        from cadence.tracking.mlflow.sweep_runs import Lineage
+        from cadence.tracking.mlflow.sweep_runs import SweepRuns
 
         known = self._study.user_attrs.get("mlflow_parent_run_id")
         study_id = sweeps.study_id(self._study)
-        lineage = Lineage(track.uri, track.experiment, self._name, self._folder, study_id, known)
+        lineage = SweepRuns(track.uri, track.experiment, self._name, self._folder, study_id, known)
         self._study.set_user_attr("mlflow_parent_run_id", lineage.parent)
         return lineage
 
@@ -360,19 +360,19 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
         """Let MLflow have what it did not take in time of trials that finished."""
         if self._lineage is None:
             return
-        from cadence.tracking.run_file import Manifest
+        from cadence.tracking.run_file import RunFile
         from cadence.tracking.sync import delivered
-        from cadence.tracking.upload import DeliveryError
+        from cadence.tracking.upload import UploadError
 
         for trial in self._study.get_trials(deepcopy=False):
             if "folder" not in trial.user_attrs or is_going_on(trial):
                 continue
             folder = Path(trial.user_attrs["folder"])
             try:
-                manifest = Manifest.load(folder)
+                manifest = RunFile.load(folder)
                 if manifest is not None and manifest.status == "FINISHED":
                     delivered(folder, self._config.track.uri)
-            except (DeliveryError, ValueError, OSError) as error:
+            except (UploadError, ValueError, OSError) as error:
                 log.warning("trial %d: %s", trial.number, in_one_line(error))
 
     def _may_be_told(self, trial: FrozenTrial) -> bool:

@@ -9,7 +9,7 @@ from cadence.checkpoint.folder import has_begun
 from cadence.metrics.summary import FILE as SUMMARY
 from cadence.metrics.summary import read_summary
 from cadence.system.locks import FILE as LOCK
-from cadence.system.locks import goes_on
+from cadence.system.locks import is_running
 
 
 def summary(trial: FrozenTrial | Trial) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def summary(trial: FrozenTrial | Trial) -> dict[str, Any]:
 def is_going_on(trial: FrozenTrial) -> bool:
     """Return whether a trial's run goes on, whoever began it."""
     folder = trial.user_attrs.get("folder")
-    return folder is not None and goes_on(Path(folder))
+    return folder is not None and is_running(Path(folder))
 
 
 def has_run(trial: FrozenTrial | Trial) -> bool:

@@ -20,7 +20,8 @@ def log_model(uri: str, run_id: str, model: nn.Module, inputs: Tensor) -> str:
         uri: MLflow's tracking URI.
         run_id: The run.
         model: The model, as it is; it is logged in evaluation mode, not compiled, and stays so.
-        inputs: What `cadence.tracking.mlflow.example.example_inputs` returned: its example and its signature's.
+        inputs: What `cadence.tracking.mlflow.example.example_inputs` returned: its example and its
+            signature's.
 
     Returns:
         What `mlflow.pytorch.load_model` takes.

@@ -25,7 +25,7 @@ FOLDER = "cadence.sweep_folder"
 LOCK = ".parent.lock"
 
 
-class Lineage:
+class SweepRuns:
     """The parent run of a sweep, which makes its children.
 
     Children are made before their trial begins, so the links hold however it ends and wherever it

@@ -1,8 +1,8 @@
 """From a run's folder to MLflow, without making training wait for it, or end for it.
 
-Every number goes into the folder first (`cadence.tracking.metrics_logger`), and from there to MLflow in the
-background (`cadence.tracking.upload`): one ``log_metric`` costs some 6 ms, more than a window of a small
-model, and a server may be slow, restart, or never answer.
+Every number goes into the folder first (`cadence.tracking.metrics_logger`), and from there to
+MLflow in the background (`cadence.tracking.upload`): one ``log_metric`` costs some 6 ms, more than
+a window of a small model, and a server may be slow, restart, or never answer.
 """
 
 import logging
@@ -36,20 +36,20 @@ from mlflow.utils.validation import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from cadence.engine.update import Outcome
-from cadence.metrics.record import Fitted
+from cadence.metrics.record import Result
 from cadence.plan.clock import Clock
 from cadence.system.secrets import in_one_line, redacted
 from cadence.tracking import address
-from cadence.tracking.metrics_file import Journal, Point
-from cadence.tracking.metrics_logger import Logbook, milliseconds
+from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
+from cadence.tracking.metrics_logger import MetricsLogger, milliseconds
 from cadence.tracking.mlflow import database
-from cadence.tracking.run_file import Delivered, Manifest
-from cadence.tracking.upload import Courier, Delivery, DeliveryError
+from cadence.tracking.run_file import RunFile, UploadState
+from cadence.tracking.upload import BackgroundUpload, Upload, UploadError
 
 log = logging.getLogger(__name__)
 
 RUN_KEY = "cadence.run_key"
-"""The tag by which a run is found again; see `cadence.tracking.run_file.Manifest.key`."""
+"""The tag by which a run is found again; see `cadence.tracking.run_file.RunFile.key`."""
 
 REASON = "cadence.reason"
 """The tag that tells why a run did not finish."""
@@ -120,7 +120,7 @@ class Tracker:
         self._every = every
         self._offline = offline
         self._resumed_at = resumed_at
-        self._manifest = Manifest(
+        self._manifest = RunFile(
             key=uuid4().hex,
             uri=redacted(uri),
             experiment=experiment,
@@ -132,19 +132,19 @@ class Tracker:
             parent=parent if isinstance(parent, str) else None,
             parent_folder=str(parent) if isinstance(parent, Path) else None,
         )
-        self._courier: Courier | None = None
+        self._courier: BackgroundUpload | None = None
         self.run_id = run_id
         """MLflow's id of the run; None before one is made."""
 
     def __enter__(self) -> "Tracker":
         """Begin the run, in its folder and in MLflow."""
         server = None if self._offline else Mlflow(self._uri, self._manifest.experiment)
-        self._journal = Journal(self._folder)
+        self._journal = MetricsFile(self._folder)
         try:
             self._open_folder()
             if server is not None:
                 self._begin(server)
-            self._logbook = Logbook(
+            self._logbook = MetricsLogger(
                 self._journal, _Machine().state, every=self._every, resumed_at=self._resumed_at
             )
         except BaseException:
@@ -154,7 +154,7 @@ class Tracker:
 
     def _open_folder(self) -> None:
         """Begin a run in the folder, or go on with the one that is there."""
-        done, earlier = Delivered.load(self._folder), Manifest.load(self._folder)
+        done, earlier = UploadState.load(self._folder), RunFile.load(self._folder)
         self._manifest.began = milliseconds()
         if self._resumed_at is None:
             if self._journal.size > done.points:
@@ -163,7 +163,7 @@ class Tracker:
                     f"them by {_sync(self._folder)}, or choose another hydra.run.dir="
                 )
             self._journal.clear()
-            done = Delivered()
+            done = UploadState()
         else:
             self._journal.rewind(self._resumed_at, keep=done.sending)
             done = replace(done, described=False, ended=False)
@@ -173,26 +173,26 @@ class Tracker:
         self._manifest.save(self._folder)
 
     def _begin(self, server: "Mlflow") -> None:
-        delivery = Delivery(self._folder, self._manifest, self._journal, server)
+        delivery = Upload(self._folder, self._manifest, self._journal, server)
         try:
             delivery.begin(new=self._resumed_at is None)
         except BaseException as error:
             self._end(error)
             if delivery.run_id is not None:
-                Courier(delivery).finish()
-            if isinstance(error, DeliveryError):
+                BackgroundUpload(delivery).finish()
+            if isinstance(error, UploadError):
                 raise _cannot_log(self._uri, error.__cause__ or error) from error
             raise
         self.run_id = delivery.run_id
-        self._courier = Courier(delivery)
+        self._courier = BackgroundUpload(delivery)
 
     def window(self, clock: Clock, outcome: Outcome) -> None:
         """Keep a window's numbers if a point is due."""
         self._logbook.window(clock, outcome)
 
-    def evaluation(self, clock: Clock, fitted: Fitted) -> None:
+    def evaluation(self, clock: Clock, result: Result) -> None:
         """Keep an evaluation's numbers, and what the run measures so far."""
-        self._logbook.evaluation(clock, fitted)
+        self._logbook.evaluation(clock, result)
 
     def log(self, clock: Clock, metrics: Mapping[str, float]) -> None:
         """Keep some numbers at the clock's samples."""
@@ -206,9 +206,9 @@ class Tracker:
         """
         self._logbook.flush()
 
-    def finish(self, clock: Clock, fitted: Fitted, files: Sequence[Path]) -> None:
+    def finish(self, clock: Clock, result: Result, files: Sequence[Path]) -> None:
         """Keep the last numbers of a run, and the files in its folder that describe it."""
-        self._logbook.measured(clock, fitted)
+        self._logbook.measured(clock, result)
         self._manifest.files = [str(file.relative_to(self._folder)) for file in files]
 
     def __exit__(
@@ -263,14 +263,15 @@ class Mlflow:
         self._experiment = experiment
 
     def found(self, key: str) -> str | None:
-        """Look for the run by its tag; for this and the others see `cadence.tracking.upload.Server`."""
+        """Look for the run by its tag; for this and the others see
+        `cadence.tracking.upload.Server`."""
         with _delivering():
             experiment = experiment_id(self._client, self._uri, self._experiment)
             wanted = f"tags.`{RUN_KEY}` = '{key}'"
             runs = self._client.search_runs([experiment], wanted, max_results=1)
             return str(runs[0].info.run_id) if runs else None
 
-    def create(self, manifest: Manifest) -> str:
+    def create(self, manifest: RunFile) -> str:
         """Make a run in the experiment."""
         with _delivering():
             experiment = experiment_id(self._client, self._uri, self._experiment)
@@ -278,12 +279,12 @@ class Mlflow:
             run = self._client.create_run(experiment, manifest.began, tags, manifest.name)
             return str(run.info.run_id)
 
-    def take_over(self, run_id: str, manifest: Manifest) -> None:
+    def take_over(self, run_id: str, manifest: RunFile) -> None:
         """Let the run be RUNNING, under its new name."""
         with _delivering():
             self._client.update_run(run_id, "RUNNING", manifest.name)
 
-    def describe(self, run_id: str, manifest: Manifest) -> None:
+    def describe(self, run_id: str, manifest: RunFile) -> None:
         """Take what is new. MLflow never changes a param: a tag tells which ones a resume did."""
         with _delivering():
             there = self._client.get_run(run_id).data
@@ -302,7 +303,7 @@ class Mlflow:
             for name, text in manifest.texts.items():
                 self._client.log_text(run_id, text, name)
 
-    def send(self, run_id: str, points: Sequence[Point]) -> None:
+    def send(self, run_id: str, points: Sequence[LoggedMetric]) -> None:
         """Take points; those with a name that MLflow cannot have stay in the folder alone."""
         metrics = [
             Metric(point.key, point.value, point.timestamp, point.step)
@@ -312,7 +313,7 @@ class Mlflow:
         with _delivering():
             self._client.log_batch(run_id, metrics)
 
-    def end(self, run_id: str, manifest: Manifest, files: Sequence[Path]) -> None:
+    def end(self, run_id: str, manifest: RunFile, files: Sequence[Path]) -> None:
         """Keep the files as artifacts, and end the run."""
         with _delivering():
             for file in files:
@@ -327,10 +328,10 @@ def _delivering() -> Iterator[None]:
     try:
         yield
     except REFUSALS as error:
-        raise DeliveryError(f"MLflow takes nothing ({in_one_line(error)})") from error
+        raise UploadError(f"MLflow takes nothing ({in_one_line(error)})") from error
 
 
-def _tags(manifest: Manifest) -> dict[str, str]:
+def _tags(manifest: RunFile) -> dict[str, str]:
     tags = {**manifest.tags, RUN_KEY: manifest.key}
     if manifest.parent is not None:
         tags[MLFLOW_PARENT_RUN_ID] = manifest.parent
