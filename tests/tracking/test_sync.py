@@ -17,7 +17,6 @@ from serving import MlflowServer, free_port
 from told import in_mlflow, in_the_folder, tracker
 
 from cadence.cli import sync
-from cadence.plan.clock import Clock
 from cadence.tracking import address
 from cadence.tracking import upload as delivery
 from cadence.tracking.metrics_file import BUFFERED, FILE
@@ -69,7 +68,7 @@ def test_a_server_that_is_killed_and_restarted_three_times_costs_no_point_and_no
     waiting = []
     with tracker(server.uri, tmp_path) as tracked:
         for sample in range(4000):
-            tracked.log(Clock(samples=sample), {"number": 1.0 / (sample + 1)})
+            tracked.log("number", 1.0 / (sample + 1), sample)
             waiting.append(tracked._journal.waiting)
             if sample in (500, 1500, 2500):
                 wait_until_delivered(tmp_path)
@@ -105,7 +104,7 @@ def test_a_server_that_accepts_and_never_answers_holds_up_neither_training_nor_i
     with tracker(server.uri, tmp_path) as tracked:
         server.send(signal.SIGSTOP)
         for sample in range(2500):
-            tracked.log(Clock(samples=sample), {"number": float(sample)})
+            tracked.log("number", float(sample), sample)
     assert caplog.messages[-1] == (
         "MLflow has not taken all of this run; when it answers, deliver the rest by "
         f"python -m src.sync {tmp_path}"
@@ -129,7 +128,7 @@ def test_points_that_are_sent_again_through_a_server_are_kept_once(
 ) -> None:
     with tracker(server.uri, tmp_path) as tracked:
         for sample, value in enumerate((0.1, float("nan"), float("inf"), float("-inf"))):
-            tracked.log(Clock(samples=sample), {"number": value})
+            tracked.log("number", value, sample)
     done = UploadState.load(tmp_path)
     UploadState(run_id=done.run_id, described=True).save(tmp_path)
 
@@ -238,7 +237,7 @@ def test_what_was_delivered_is_not_delivered_again(
     tracking_uri: str, tmp_path: Path, synced: Sync
 ) -> None:
     with tracker(tracking_uri, tmp_path, offline=True) as tracked:
-        tracked.log(Clock(samples=1), {"number": 1.0})
+        tracked.log("number", 1.0, 1)
     first = synced(tmp_path)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
 
@@ -255,7 +254,7 @@ def test_a_run_that_died_between_its_making_and_the_note_of_it_is_found_again(
     tracking_uri: str, tmp_path: Path, synced: Sync
 ) -> None:
     with tracker(tracking_uri, tmp_path) as tracked:
-        tracked.log(Clock(samples=1), {"number": 1.0})
+        tracked.log("number", 1.0, 1)
     UploadState().save(tmp_path)
 
     assert synced(tmp_path)[0] == 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cadence.data import Data
     from cadence.distributed.process_group import ProcessGroup
     from cadence.objectives import Objective
+    from cadence.training.callback import Callback
 
 WINDOW = "distributed.window"
 """Mini-batches per update, all processes together, as a checkpoint keeps it beside the config."""
@@ -99,7 +100,7 @@ def build(
         clip_norm=settings.trainer.clip_norm,
         max_skipped=settings.trainer.max_skipped,
         scaling=settings.scaling.name,
-        noise_scale=settings.trainer.noise_scale,
+        callbacks=_callbacks(settings),
         processes=processes,
     )
     pin = device.type == "cuda"
@@ -110,6 +111,19 @@ def build(
         data.train, batch_size, shuffle_seed=settings.seed, workers=workers, pin_memory=pin
     )
     return Run(data, trainer, train_loader, val_loader, total_samples)
+
+
+def _callbacks(settings: "Config") -> "list[Callback]":
+    """Return the callbacks that every process of the run has."""
+    from cadence.training.early_stopping import EarlyStopping
+    from cadence.training.noise_scale import NoiseScaleEstimate
+
+    callbacks: list[Callback] = []
+    if settings.trainer.noise_scale:
+        callbacks.append(NoiseScaleEstimate())
+    if settings.trainer.patience is not None:
+        callbacks.append(EarlyStopping(settings.trainer.patience))
+    return callbacks
 
 
 TAKES_TOKENS = {

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from cadence.checkpoint.state import State
     from cadence.config.schema import Config
     from cadence.distributed.process_group import ProcessGroup
-    from cadence.metrics.record import Observer
 
 TRUSTED_TARGETS = (
     "cadence.data.*",
@@ -131,10 +130,12 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
 def _train_beside(settings: "Config", run: Run, processes: "ProcessGroup") -> tuple[float, float]:
     """Train beside process 0, which evaluates, writes and tells."""
     from cadence.system.signals import Interruption
+    from cadence.training.checkpointing import StopsWhenInterrupted
 
     with Interruption(shared=True) as interruption:
         processes.watch(interruption)
-        result = fit(settings, run, at_boundary=interruption.check)
+        run.trainer.callbacks.append(StopsWhenInterrupted(interruption))
+        result = fit(settings, run)
     return result.val_loss, result.samples_per_second
 
 
@@ -161,8 +162,8 @@ def _train_and_tell(
         display,
     ):
         take_over(folder, cfg, begins=state is None)
-        observers: list[Observer] = [display, tracker] if tracker else [display]
-        result = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
+        run.trainer.callbacks += [display, tracker] if tracker else [display]
+        result = fit_and_keep(settings, run, folder, tracker, processes, kept)
     display.table(result, run.trainer.step_sizes, where_to_look(settings, folder, tracker))
     if tracker and tracker.run_id and example is not None:
         log_model(settings, run, folder, tracker.run_id, example)

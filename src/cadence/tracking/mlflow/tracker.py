@@ -36,8 +36,9 @@ from mlflow.utils.validation import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from cadence.engine.update import Outcome
-from cadence.metrics.record import Result
+from cadence.metrics.result import Result, Window
 from cadence.plan.clock import Clock
+from cadence.system.atomic_write import copy_atomically
 from cadence.system.secrets import in_one_line, redacted
 from cadence.tracking import address
 from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
@@ -45,6 +46,8 @@ from cadence.tracking.metrics_logger import MetricsLogger, milliseconds
 from cadence.tracking.mlflow import database
 from cadence.tracking.run_file import RunFile, UploadState
 from cadence.tracking.upload import BackgroundUpload, Upload, UploadError
+from cadence.training import callback
+from cadence.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ REFUSALS = (MlflowException, SQLAlchemyError, OSError)
 """What MLflow's client raises when a server or a database does not take something."""
 
 
-class Tracker:
+class Tracker(callback.Tracker):
     """One run in MLflow: a context manager and an observer of training.
 
     Entering makes the run. Leaving writes what is left, gives MLflow
@@ -133,6 +136,7 @@ class Tracker:
             parent_folder=str(parent) if isinstance(parent, Path) else None,
         )
         self._courier: BackgroundUpload | None = None
+        self._artifacts: list[Path] = []
         self.run_id = run_id
         """MLflow's id of the run; None before one is made."""
 
@@ -186,7 +190,15 @@ class Tracker:
         self.run_id = delivery.run_id
         self._courier = BackgroundUpload(delivery)
 
-    def window(self, clock: Clock, outcome: Outcome) -> None:
+    def on_window_end(self, trainer: Trainer, window: Window) -> None:
+        """Keep a window's numbers if a point is due."""
+        self.window(trainer.clock, window)
+
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Keep an evaluation's numbers, and what the run measures so far."""
+        self.evaluation(trainer.clock, trainer.result)
+
+    def window(self, clock: Clock, outcome: Outcome | Window) -> None:
         """Keep a window's numbers if a point is due."""
         self._logbook.window(clock, outcome)
 
@@ -194,9 +206,23 @@ class Tracker:
         """Keep an evaluation's numbers, and what the run measures so far."""
         self._logbook.evaluation(clock, result)
 
-    def log(self, clock: Clock, metrics: Mapping[str, float]) -> None:
-        """Keep some numbers at the clock's samples."""
-        self._logbook.log(clock, metrics)
+    def log(self, name: str, value: float, samples: int) -> None:
+        """Keep a number at that many samples seen."""
+        self._logbook.log(Clock(samples=samples), {name: value})
+
+    def log_figure(self, name: str, figure: Any, samples: int) -> None:
+        """Keep a figure as ``figures/NAME-SAMPLES.png``, for MLflow too at the run's end."""
+        file = self._folder / "figures" / f"{name.replace('/', '_')}-{samples}.png"
+        file.parent.mkdir(exist_ok=True)
+        figure.savefig(file)
+        self._artifacts.append(file)
+
+    def log_artifact(self, path: Path) -> None:
+        """Keep a copy of a file in ``artifacts/``, for MLflow too at the run's end."""
+        file = self._folder / "artifacts" / path.name
+        file.parent.mkdir(exist_ok=True)
+        copy_atomically(path, file)
+        self._artifacts.append(file)
 
     def flush(self) -> None:
         """Write what waits in memory into the run's folder.
@@ -209,7 +235,8 @@ class Tracker:
     def finish(self, clock: Clock, result: Result, files: Sequence[Path]) -> None:
         """Keep the last numbers of a run, and the files in its folder that describe it."""
         self._logbook.measured(clock, result)
-        self._manifest.files = [str(file.relative_to(self._folder)) for file in files]
+        kept = dict.fromkeys([*self._artifacts, *files])
+        self._manifest.files = [str(file.relative_to(self._folder)) for file in kept]
 
     def __exit__(
         self,
