@@ -15,7 +15,6 @@ This is the only module that knows torch.distributed.
 """
 
 import hashlib
-import importlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
@@ -40,6 +39,7 @@ from cadence.distributed.partition import (
 )
 from cadence.distributed.random_numbers import RandomStreams
 from cadence.engine.accumulation import NUMBERS, Summed
+from cadence.engine.private_torch import copy_each, zero_each
 from cadence.objectives import HALF, Objective, items_in
 from cadence.plan.clock import Limits
 from cadence.plan.shares import Balance, Plan, Share
@@ -355,9 +355,10 @@ def init_process_group(
     Raises:
         ProcessLostError: The others are not there in time, or one is lost.
     """
-    # An optimizer's first step imports it. If there is a process group by then it is never let go:
-    # its threads live on into Python's end, and now and then abort a process that has done well.
-    importlib.import_module("torch._dynamo")
+    # An optimizer's first step imports torch's compiler. If there is a process group by then it is
+    # never let go: its threads live on into Python's end, and now and then abort a process that has
+    # done well. So it is imported before, by the public function that needs it.
+    torch.compiler.disable(_lost)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
@@ -446,9 +447,9 @@ class _Buckets:
         self._users.copy_(torch.tensor(uses))
         found = [gradient for gradient in gradients if gradient is not None]
         if found:
-            torch._foreach_copy_([*compress(self._views, uses)], found)
+            copy_each([*compress(self._views, uses)], found)
         if not all(uses):
-            torch._foreach_zero_([*compress(self._views, (not used for used in uses))])
+            zero_each([*compress(self._views, (not used for used in uses))])
         with _lost():
             sums = [dist.all_reduce(flat, async_op=True) for flat in self._flat]
             for each in sums:
@@ -456,7 +457,7 @@ class _Buckets:
             for flat in self._flat:
                 _finish(flat)  # NCCL's wait lets the stream wait, and returns
         if found:
-            torch._foreach_copy_(found, [*compress(self._views, uses)])
+            copy_each(found, [*compress(self._views, uses)])
         if not all(uses):
             self._take_from_others(uses, wide)
         return self._numbers.to(numbers.dtype, copy=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from cadence.data.batch import Batch, Gathered, moved, rebatched
-from cadence.engine import private_torch as direct
+from cadence.engine import private_torch
 from cadence.engine.noise_scale import Parts
 from cadence.objectives import HALF, Objective, items_in
 
@@ -162,7 +162,7 @@ class Accumulator:
                 )
             if loss.dtype in HALF:
                 loss = loss.float()
-            direct.backward(loss, self._share_like(loss, items))
+            private_torch.backward(loss, self._share_like(loss, items))
             if parts is not None:
                 parts.measure(items_in(objective, microbatch))
             half_sums.take()
@@ -292,7 +292,7 @@ class _MeasuredGradients(_TakenGradients):
         """Measure and take a micro-batch of that many items."""
         gradients = [wide(dense(each.grad)) for each in self.sums if each.grad is not None]
         self._counts.append(items)
-        self._norms.append(torch._foreach_norm(gradients) if gradients else ())
+        self._norms.append(private_torch.norms(gradients) if gradients else ())
         self.take()
 
     def pass_on(self, half: MutableMapping[nn.Parameter, Tensor | None]) -> None:

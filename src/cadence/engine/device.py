@@ -98,7 +98,8 @@ def compile_forward(model: nn.Module) -> None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Return whether `compile_forward` or ``model.compile()`` translates a model."""
-    return model._compiled_call_impl is not None or _untranslated(model) is not None
+    by_torch = getattr(model, "_compiled_call_impl", None)
+    return by_torch is not None or _untranslated(model) is not None
 
 
 def uncompile(model: nn.Module) -> None:

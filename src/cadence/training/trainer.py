@@ -8,12 +8,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from cadence.checkpoint.random_state import random_states, restore_random_states
 from cadence.checkpoint.state import (
     State,
     checked_model_state,
     checked_optimizer_state,
-    random_states,
-    restore_random_states,
 )
 from cadence.data.batch import Batch, samples_in
 from cadence.distributed.partition import GathersWindows, PlannedWindow
