@@ -228,7 +228,7 @@ def test_an_epoch_shorter_than_a_window_is_allowed_with_a_warning(
 @pytest.mark.parametrize(
     ("step_size", "message"),
     [
-        (0, "step_size=0: an update needs at least 1 mini-batch; try step_size=1"),
+        (0, "step_size=0: mini-batches per update must be at least 1; try step_size=2"),
         (1.5, "step_size=1.5: mini-batches per update must be a whole number; try step_size=2"),
     ],
 )
@@ -771,7 +771,10 @@ def test_the_settings_reach_accumulation_and_update() -> None:
     [
         ({"device": "cuda:99"}, "device.name=cuda:99: there is no such device on this machine, "),
         ({"precision": "fp8"}, "device.precision=fp8: choose one of fp32, bf16, fp16"),
-        ({"microbatch_size": 0}, "microbatch_size=0: a forward and backward needs at least 1"),
+        (
+            {"microbatch_size": 0},
+            "microbatch_size=0: samples per forward and backward must be ",
+        ),
     ],
 )
 def test_an_impossible_setting_is_refused(settings: dict[str, Any], message: str) -> None:

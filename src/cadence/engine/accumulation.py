@@ -25,6 +25,7 @@ from cadence.data.batch import Batch, Gathered, moved, rebatched
 from cadence.engine import private_torch
 from cadence.engine.noise_scale import Parts
 from cadence.objectives import HALF, Objective, items_in
+from cadence.plan.numbers import whole_number
 
 NUMBERS = 3
 """What goes with a window's gradient to other processes: its loss, and its parts' two numbers."""
@@ -211,25 +212,16 @@ class Accumulator:
 
 
 def checked_microbatch_size(microbatch_size: int | None) -> int | None:
-    """Return ``microbatch_size`` unchanged if it is possible.
+    """Return ``microbatch_size`` if it is possible.
 
     Raises:
-        TypeError: It is neither None nor an int (a bool is not).
+        TypeError: It is neither None nor a whole number (a bool is not).
         ValueError: It is below 1.
     """
     if microbatch_size is None:
         return None
-    if isinstance(microbatch_size, bool) or not isinstance(microbatch_size, int):
-        raise TypeError(
-            f"microbatch_size={microbatch_size!r}: samples per forward and backward must be a "
-            "whole number, or None for one mini-batch"
-        )
-    if microbatch_size < 1:
-        raise ValueError(
-            f"microbatch_size={microbatch_size}: a forward and backward needs at least 1 sample; "
-            "use None for one mini-batch"
-        )
-    return microbatch_size
+    what, remedy = "samples per forward and backward", "use None for one mini-batch"
+    return whole_number("microbatch_size", microbatch_size, what, remedy)
 
 
 def _microbatches(

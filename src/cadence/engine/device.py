@@ -140,5 +140,10 @@ def restored_threads() -> Iterator[None]:
     try:
         yield
     finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+        set_threads(before)
+
+
+def set_threads(count: int) -> None:
+    """Give an operation on the CPU so many threads; setting the same number anew takes time."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

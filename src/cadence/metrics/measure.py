@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from cadence.data.batch import Batch, moved, sample_count
 from cadence.engine.accumulation import wide
+from cadence.engine.device import restored_threads, set_threads
 from cadence.engine.out_of_memory import MemoryLimit, in_parts
+from cadence.engine.threads import DefaultThreads
 from cadence.objectives import Objective, ReportsTotals, items_in
 from cadence.system.malloc import give_back
 
@@ -297,6 +299,7 @@ def evaluate(
     device: torch.device,
     autocast: torch.dtype | None = None,
     limit: MemoryLimit | None = None,
+    threads: DefaultThreads | None = None,
 ) -> Evaluation:
     """Return a model's means over all items of some mini-batches, in evaluation mode.
 
@@ -310,6 +313,7 @@ def evaluate(
         autocast: As in `cadence.accumulate`.
         limit: What is known to fit into memory; a mini-batch that does not is evaluated in parts,
             and the limit learns from it. None = nothing is known yet.
+        threads: The threads of an operation by its work; None = as torch has them.
 
     Raises:
         ValueError: There is no mini-batch.
@@ -321,12 +325,20 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     samples = items = 0
     totals_of = partial(_totals, objective, model, device)
+    if threads is not None:
+        threads.take(model)
     model.eval()
     try:
         # Not inference_mode: what a model keeps of a forward, such as a state or a cache, could be
         # used in no later training.
-        with torch.no_grad(), torch.autocast(device.type, autocast, autocast is not None):
+        with (
+            restored_threads(),
+            torch.no_grad(),
+            torch.autocast(device.type, autocast, autocast is not None),
+        ):
             for batch in minibatches:
+                if threads is not None:
+                    set_threads(threads.for_window((batch,), None))
                 samples += sample_count(batch)
                 items += items_in(objective, batch)
                 for totals in in_parts(totals_of, batch, limit):

@@ -48,8 +48,9 @@ class Trainer:
         device: ``auto`` (CUDA, else MPS, else CPU), or any torch device.
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest, measured while training, so two runs may differ by rounding.
-        threads: Threads of an operation on the CPU while training, at least 1; None = as torch has
-            it; ``auto`` = the fewest up to that which are as fast as any, measured while training.
+        threads: Threads of an operation on the CPU while training, at least 1; None = by the work
+            of a micro-batch, see `cadence.engine.threads`; ``auto`` = the fewest up to torch's
+            number that are as fast as any, measured while training.
         allow_batch_coupling: Whether micro-batches may split and join mini-batches even where that
             changes what is trained, as with BatchNorm.
         precision: ``fp32`` (the parameters' own dtype), or autocast in ``bf16`` or ``fp16``.
@@ -377,7 +378,10 @@ class Trainer:
         """
         announce_epoch(minibatches, self.clock.samples)  # so that noise in workers is of here
         limit = self._passes.limit
-        return evaluate(self.model, self.objective, minibatches, self.device, self._autocast, limit)
+        threads = self._passes.default_threads
+        return evaluate(
+            self.model, self.objective, minibatches, self.device, self._autocast, limit, threads
+        )
 
     def _evaluate(self, val_loader: Iterable[Batch] | None, record: Record) -> None:
         if self._processes.rank > 0 or val_loader is None:
