@@ -33,8 +33,8 @@ from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.update import DivergedError, Outcome
-from cadence.metrics.measure import WindowTime
 from cadence.metrics.record import Result
+from cadence.metrics.timing import WindowTime
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
@@ -671,7 +671,7 @@ class Takes64MiBOnce(nn.Linear):
 def test_a_windows_time_is_told_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time passes only in the loader (1 s), the loss (0.25 s) and the optimizer's step (8 s)."""
     now = 0.0
-    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: now)
+    monkeypatch.setattr("cadence.metrics.timing.perf_counter", lambda: now)
 
     def passes(seconds: float) -> None:
         nonlocal now
@@ -857,7 +857,7 @@ def test_a_run_without_a_limit_is_refused() -> None:
 
 def test_what_happens_at_a_boundary_is_in_no_windows_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10**9))
-    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("cadence.metrics.timing.perf_counter", lambda: float(next(ticks)))
     trainer = linear(step_size=1)
 
     def save() -> None:

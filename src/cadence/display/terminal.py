@@ -12,8 +12,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from cadence.engine.noise_scale import LEVEL
 from cadence.engine.update import Outcome
-from cadence.metrics.measure import Evaluation, WindowTime
+from cadence.metrics.evaluation import Evaluation
 from cadence.metrics.record import Result
+from cadence.metrics.timing import WindowTime
 from cadence.plan.clock import Clock
 
 REFRESH_SECONDS = 0.25

@@ -16,7 +16,8 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
 from cadence.engine import private_torch
-from cadence.engine.accumulation import Accumulated, dense, wide
+from cadence.engine.accumulation import Accumulated
+from cadence.engine.gradient_sums import dense, wide
 from cadence.plan.clock import Clock
 from cadence.plan.numbers import number_above_0, whole_number
 from cadence.plan.scaling import check_rule, scaled

@@ -10,12 +10,12 @@ import torch
 
 from cadence.engine.noise_scale import NoiseScale
 from cadence.engine.update import Outcome
-from cadence.metrics.measure import (
+from cadence.metrics.evaluation import Evaluation
+from cadence.metrics.memory import PeakMemory
+from cadence.metrics.timing import (
     UNKNOWN,
     UNTIMED,
-    Evaluation,
     PartTimer,
-    PeakMemory,
     Stopwatch,
     Throughput,
     WindowParts,
@@ -63,14 +63,14 @@ class Result:
     val_metrics: dict[str, float]
     """The objective's further validation means, such as ``accuracy``."""
     samples_per_second: float
-    """Median over the windows; see `cadence.metrics.measure.Throughput`."""
+    """Median over the windows; see `cadence.metrics.timing.Throughput`."""
     samples_per_second_p10: float
     samples_per_second_p90: float
     time: WindowTime
     """Where the time of a window goes."""
     peak_memory_mib: float
     """Most memory taken, counted from the start of the run; see
-    `cadence.metrics.measure.PeakMemory`."""
+    `cadence.metrics.memory.PeakMemory`."""
     seconds: float
     """Wall time of the whole run, evaluations included."""
     device: str

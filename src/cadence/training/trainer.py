@@ -22,8 +22,10 @@ from cadence.engine.autotune import Auto
 from cadence.engine.microbatching import Microbatching
 from cadence.engine.noise_scale import NoiseScale
 from cadence.engine.update import Update, checked_max_skipped, stop_if_diverged
-from cadence.metrics.measure import Evaluation, PeakMemory, WindowParts, evaluate
+from cadence.metrics.evaluation import Evaluation, evaluate
+from cadence.metrics.memory import PeakMemory
 from cadence.metrics.record import Observer, Record, Result
+from cadence.metrics.timing import WindowParts
 from cadence.objectives import Objective
 from cadence.plan.clock import Clock, Limits
 from cadence.plan.numbers import whole_number
@@ -367,7 +369,7 @@ class Trainer:
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
         """Return the model's means over all items of some mini-batches; see
-        `cadence.metrics.measure`.
+        `cadence.metrics.evaluation`.
 
         Args:
             minibatches: The held-out data, read once.
