@@ -164,10 +164,6 @@ def test_the_public_ways_of_many_tensors_have_the_same_bits(
     assert same(copies, [torch.zeros_like(tensor) for tensor in tensors])
 
 
-def test_a_tensor_whose_writes_are_not_counted_has_no_version() -> None:
-    assert private_torch.version_of(object()) is None  # type: ignore[arg-type]
-
-
 class _RecordingSGD(SGD):
     """Counts its steps, each of which steps as its parent does."""
 
