@@ -38,7 +38,7 @@ from benchmarks.jobs import Job, pydocs_gpt
 from cadence import Trainer, windows
 from cadence.data import TensorData, loader
 from cadence.engine.out_of_memory import is_out_of_memory
-from cadence.metrics.measure import MIB, PeakMemory
+from cadence.metrics.memory import MIB, PeakMemory
 from cadence.sweeps.figures import FRONT, INK, KNEE, PALE
 from cadence.system.malloc import keep_memory
 

@@ -22,7 +22,8 @@ from cadence import Trainer
 from cadence.data import loader
 from cadence.data.batch import Batch
 from cadence.data.digits import digits
-from cadence.distributed.process_group import ProcessGroup, SingleProcess, init_process_group
+from cadence.distributed.process_group import ProcessGroup, SingleProcess
+from cadence.distributed.torch_group import init_process_group
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from cadence import Trainer
 from cadence.cli.processes import check_same_run
 from cadence.data import TensorData, loader
-from cadence.distributed.process_group import TorchProcessGroup, init_process_group
+from cadence.distributed.torch_group import TorchProcessGroup, init_process_group
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
 from cadence.plan.shares import Balance
@@ -382,7 +382,7 @@ def shared_anew(processes: TorchProcessGroup) -> Found:
         model = Plain()
         optimizer = SGD(model.parameters(), lr=0.3)
         trainer = Trainer(model, optimizer, Regression(), 2, "cpu", processes=processes)
-        with said("cadence.distributed.process_group") as lines:
+        with said("cadence.distributed.torch_group") as lines:
             trainer.fit(minibatches, epochs=2)
         found[kind] = {
             "weights": [each.detach() for each in model.parameters()],

@@ -196,7 +196,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, each: float, once: float) -> None:
         self.now = 0.0
         self.each, self.once = each, once
-        for module in ("metrics.measure", "advise.probe", "metrics.record", "plan.clock"):
+        for module in ("metrics.timing", "advise.probe", "metrics.record", "plan.clock"):
             monkeypatch.setattr(f"cadence.{module}.perf_counter", lambda: self.now)
 
     def trainer(self) -> Trainer:

@@ -36,12 +36,11 @@ from cadence.checkpoint import folder as module
 from cadence.checkpoint.file_format import read, snapshot
 from cadence.checkpoint.folder import Checkpoints, latest
 from cadence.checkpoint.folder import file_format as statefile
+from cadence.checkpoint.random_state import random_states, restore_random_states
 from cadence.checkpoint.state import (
     State,
     checked_model_state,
     checked_optimizer_state,
-    random_states,
-    restore_random_states,
 )
 from cadence.plan.clock import Clock
 

@@ -21,7 +21,7 @@ REFUSED = {
     "trainer.step_size=null": f"trainer.step_size=null: {STEP_SIZE}",
     "trainer.step_size=[]": f"trainer.step_size=[]: {STEP_SIZE}",
     "trainer.step_size={0: 2, 9: 0}": "trainer.step_size={0: 2, 9: 0}: from 9 samples on, "
-    "step_size=0: an update needs at least 1 mini-batch; try step_size=1",
+    "step_size=0: mini-batches per update must be at least 1; try step_size=2",
     "trainer.step_size=": f"trainer.step_size=: {STEP_SIZE}",
     "trainer.step_size=16.0": f"trainer.step_size=16.0: {STEP_SIZE}",
     "~trainer.step_size": "~trainer.step_size: a run needs this key; give it a value instead",
@@ -30,7 +30,7 @@ REFUSED = {
     "trainer.microbatch_size=fast": "trainer.microbatch_size=fast: must be a whole number: samples "
     "per forward and backward, at least 1; auto = the fastest that fits; null = one mini-batch",
     "device.threads=0": "device.threads=0: must be a whole number: threads of an operation, at "
-    "least 1; auto = the fastest; null = torch's choice",
+    "least 1; auto = the fastest; null = by its work",
     "data.batch_size=0": "data.batch_size=0: must be a whole number: samples per mini-batch, at "
     "least 1",
     "trainer.clip_norm=0": "trainer.clip_norm=0.0: must be a number: gradient norm, above 0; "

@@ -324,8 +324,8 @@ def test_a_loss_scale_multiplies_the_gradient_and_not_the_loss() -> None:
     assert gradients(model)[0].item() == 8 * 4
 
 
-WHOLE = "samples per forward and backward must be a whole number, or None for one mini-batch"
-LEAST = "a forward and backward needs at least 1 sample; use None for one mini-batch"
+WHOLE = "samples per forward and backward must be a whole number; use None for one mini-batch"
+LEAST = "samples per forward and backward must be at least 1; use None for one mini-batch"
 
 
 @pytest.mark.parametrize(

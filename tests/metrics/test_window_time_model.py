@@ -12,6 +12,7 @@ from cadence.metrics.window_time_model import (
     Line,
     Model,
     Turn,
+    fit_model,
     forecast,
     median_turns,
     simple,

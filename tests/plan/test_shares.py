@@ -72,7 +72,7 @@ def test_a_window_in_which_a_process_had_nothing_tells_nothing() -> None:
     [
         ([2], "distributed.step_sizes=[2]: 1 for 2 processes; give one for each, or null for "
          "trainer.step_size"),
-        ([2, 0], "step_size=0: an update needs at least 1 mini-batch; try step_size=1"),
+        ([2, 0], "step_size=0: mini-batches per update must be at least 1; try step_size=2"),
     ],
 )  # fmt: skip
 def test_impossible_shares_are_refused(step_size: list[int], message: str) -> None:

@@ -25,8 +25,8 @@ step_sizes = st.integers(min_value=1, max_value=50)
 
 WHOLE = "mini-batches per update must be a whole number; try step_size=2"
 REFUSED = [
-    (0, ValueError, "step_size=0: an update needs at least 1 mini-batch; try step_size=1"),
-    (-1, ValueError, "step_size=-1: an update needs at least 1 mini-batch; try step_size=1"),
+    (0, ValueError, "step_size=0: mini-batches per update must be at least 1; try step_size=2"),
+    (-1, ValueError, "step_size=-1: mini-batches per update must be at least 1; try step_size=2"),
     (1.5, TypeError, f"step_size=1.5: {WHOLE}"),
     (True, TypeError, f"step_size=True: {WHOLE}"),
     ("2", TypeError, f"step_size='2': {WHOLE}"),

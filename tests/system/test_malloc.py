@@ -49,7 +49,7 @@ print(kept - before > 90, resident() - before < 10)
 PEAKS = """
 import torch
 from cadence.system.malloc import keep_memory
-from cadence.metrics.measure import PeakMemory
+from cadence.metrics.memory import PeakMemory
 
 keep_memory(True)
 for _ in range(3):

@@ -36,8 +36,8 @@ from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.update import DivergedError
-from cadence.metrics.measure import WindowTime
 from cadence.metrics.result import Result, Window
+from cadence.metrics.timing import WindowTime
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
@@ -214,7 +214,7 @@ def test_an_epoch_shorter_than_a_window_is_allowed_with_a_warning(
 @pytest.mark.parametrize(
     ("step_size", "message"),
     [
-        (0, "step_size=0: an update needs at least 1 mini-batch; try step_size=1"),
+        (0, "step_size=0: mini-batches per update must be at least 1; try step_size=2"),
         (1.5, "step_size=1.5: mini-batches per update must be a whole number; try step_size=2"),
     ],
 )
@@ -655,7 +655,7 @@ class Takes64MiBOnce(nn.Linear):
 def test_a_windows_time_is_told_by_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time passes only in the loader (1 s), the loss (0.25 s) and the optimizer's step (8 s)."""
     now = 0.0
-    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: now)
+    monkeypatch.setattr("cadence.metrics.timing.perf_counter", lambda: now)
 
     def passes(seconds: float) -> None:
         nonlocal now
@@ -755,7 +755,10 @@ def test_the_settings_reach_accumulation_and_update() -> None:
     [
         ({"device": "cuda:99"}, "device.name=cuda:99: there is no such device on this machine, "),
         ({"precision": "fp8"}, "device.precision=fp8: choose one of fp32, bf16, fp16"),
-        ({"microbatch_size": 0}, "microbatch_size=0: a forward and backward needs at least 1"),
+        (
+            {"microbatch_size": 0},
+            "microbatch_size=0: samples per forward and backward must be ",
+        ),
     ],
 )
 def test_an_impossible_setting_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -850,7 +853,7 @@ def test_a_run_without_a_limit_is_refused() -> None:
 
 def test_what_happens_at_a_boundary_is_in_no_windows_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10**9))
-    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("cadence.metrics.timing.perf_counter", lambda: float(next(ticks)))
     trainer = linear(step_size=1)
 
     def save() -> None:

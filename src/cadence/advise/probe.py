@@ -19,7 +19,7 @@ from cadence.data.batch import Batch, sample_count
 from cadence.engine.accumulation import Accumulator
 from cadence.engine.noise_scale import NoiseScale
 from cadence.engine.update import total_norm
-from cadence.metrics.measure import warm_up
+from cadence.metrics.timing import warm_up
 from cadence.metrics.window_time_model import Estimate, Round, Turn
 from cadence.plan.window import windows
 from cadence.training.epochs import announce_epoch, batches_in

@@ -1,19 +1,12 @@
 """Everything a run needs to go on, as tensors and plain values, and whether it belongs here."""
 
-import logging
-import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cadence.plan.clock import Clock
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +22,7 @@ class State:
     clock: Clock
     """With the mini-batches of the present epoch that are already used."""
     random: dict[str, Any]
-    """What `random_states` returned, once or more, by name."""
+    """What `cadence.checkpoint.random_state.random_states` returned, once or more, by name."""
     record: dict[str, Any]
     """What `cadence.metrics.record.Record.state` returned."""
     config: dict[str, Any]
@@ -71,45 +64,6 @@ def checked_optimizer_state(optimizer: Optimizer, state: State) -> dict[str, Any
     there = _options(state.optimizer.get("param_groups", []))
     _refuse_another("optimizer", here, there)
     return state.optimizer
-
-
-def random_states() -> dict[str, Any]:
-    """Return the state of every global random generator: Python's, numpy's, torch's per device.
-
-    Where CUDA was not used yet, its devices have none.
-    """
-    numpy_state = np.random.get_state(legacy=False)
-    return {
-        "python": random.getstate(),
-        "numpy": _replaced(numpy_state, np.ndarray, lambda array: torch.from_numpy(array.copy())),
-        "torch": torch.get_rng_state(),
-        "cuda": _cuda_states(),
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Put every global random generator back to where it was.
-
-    Those of devices that this machine lacks are left out, with a warning.
-
-    Args:
-        states: What `random_states` returned.
-    """
-    random.setstate(states["python"])
-    np.random.set_state(_replaced(states["numpy"], Tensor, Tensor.numpy))
-    torch.set_rng_state(states["torch"])
-    present = torch.cuda.device_count()
-    for index, cuda in enumerate(states["cuda"][:present]):
-        torch.cuda.set_rng_state(cuda, index)
-    has_mps = torch.backends.mps.is_available()
-    if states["mps"] is not None and has_mps:
-        torch.mps.set_rng_state(states["mps"])
-    if len(states["cuda"]) > present or (states["mps"] is not None and not has_mps):
-        log.warning(
-            "the checkpoint holds random states of devices that this machine lacks: what is drawn "
-            "there differs from an undisturbed run"
-        )
 
 
 def _options(groups: list[dict[str, Any]]) -> dict[str, str]:
@@ -155,15 +109,3 @@ def first_three(names: list[str]) -> str:
     """Return the first three names, and how many there are beside them."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def _cuda_states() -> list[Tensor]:
-    used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return torch.cuda.get_rng_state_all() if used else []
-
-
-def _replaced(tree: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
-    """Return nested dicts with each value of a kind converted."""
-    if isinstance(tree, dict):
-        return {key: _replaced(value, kind, convert) for key, value in tree.items()}
-    return convert(tree) if isinstance(tree, kind) else tree

@@ -118,15 +118,13 @@ def example_to_log(settings: "Config", run: Run) -> "Tensor | None":
     """
     if settings.track.name == "none" or not settings.track.log_model:
         return None
-    from cadence.checkpoint.state import random_states, restore_random_states
+    from cadence.checkpoint.random_state import random_state_kept
     from cadence.data import loader
     from cadence.tracking.mlflow.example import example_inputs
 
-    before = random_states()
-    batch = next(iter(loader(run.data.train, min(2, len(run.data.train)))))
-    example = example_inputs(run.trainer.model, run.trainer.objective, batch)
-    restore_random_states(before)
-    return example
+    with random_state_kept(run.trainer.device):
+        batch = next(iter(loader(run.data.train, min(2, len(run.data.train)))))
+        return example_inputs(run.trainer.model, run.trainer.objective, batch)
 
 
 def log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: "Tensor") -> None:

@@ -246,7 +246,7 @@ def _work(
     trained: Trained, trusted: Sequence[str], cfg: DictConfig, hydra: Any, failures: Path
 ) -> tuple[float, float] | int:
     """Train as one of several processes; return the objectives, or the signal that ended it."""
-    from cadence.distributed.process_group import ProcessLostError
+    from cadence.distributed.lost import ProcessLostError
 
     os.setsid()  # Ctrl-C in a terminal comes once, by the process that hands it on
     for number in SIGNALS:

@@ -110,7 +110,8 @@ def _cuda_devices() -> int:
 @contextmanager
 def joined_processes(settings: "Config", count: int) -> Iterator["ProcessGroup"]:
     """Join the run's other processes, each on its own device and with its share of the cores."""
-    from cadence.distributed.process_group import SingleProcess, init_process_group
+    from cadence.distributed.process_group import SingleProcess
+    from cadence.distributed.torch_group import init_process_group
 
     if count == 1:
         yield SingleProcess()

@@ -76,7 +76,7 @@ class DeviceConfig:
     compile: bool = setting("whether torch.compile translates the model")
     channels_last: bool = setting("whether images lie in memory pixel by pixel, the channels last")
     threads: Any = setting(
-        "threads of an operation", at_least=1, null="torch's choice", auto="the fastest"
+        "threads of an operation", at_least=1, null="by its work", auto="the fastest"
     )
     keep_memory: bool = setting("whether freed memory is kept for the next pass (Linux, CPU)")
 

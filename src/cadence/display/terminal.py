@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from cadence.engine.noise_scale import LEVEL
-from cadence.metrics.measure import Evaluation, WindowTime
+from cadence.metrics.evaluation import Evaluation
 from cadence.metrics.result import Result, Window
+from cadence.metrics.timing import WindowTime
 from cadence.training.callback import Callback
 from cadence.training.trainer import Trainer
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress, islice
+from itertools import compress
 from typing import TypeAlias
 
 import torch
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from cadence.data.batch import Batch, Gathered, moved, rebatched
-from cadence.engine import private_torch as direct
+from cadence.engine import private_torch
+from cadence.engine.gradient_sums import GradientSums, MeasuredGradientSums
 from cadence.engine.noise_scale import Parts
 from cadence.objectives import HALF, Objective, items_in
+from cadence.plan.numbers import whole_number
 
 NUMBERS = 3
 """What goes with a window's gradient to other processes: its loss, and its parts' two numbers."""
@@ -148,8 +150,8 @@ class Accumulator:
         items = items_here if items is None else items
         if items == 0:
             return Accumulated(torch.zeros((), device=device), items)
-        parts = _MeasuredGradients(measured, items) if measured else None
-        half_sums = _TakenGradients(self._half)
+        parts = MeasuredGradientSums(measured, items) if measured else None
+        half_sums = GradientSums(self._half)
         total_loss: Tensor | None = None
         for microbatch in microbatches:
             with _autocast(device, self._autocast):
@@ -162,7 +164,7 @@ class Accumulator:
                 )
             if loss.dtype in HALF:
                 loss = loss.float()
-            direct.backward(loss, self._share_like(loss, items))
+            private_torch.backward(loss, self._share_like(loss, items))
             if parts is not None:
                 parts.measure(items_in(objective, microbatch))
             half_sums.take()
@@ -211,25 +213,16 @@ class Accumulator:
 
 
 def checked_microbatch_size(microbatch_size: int | None) -> int | None:
-    """Return ``microbatch_size`` unchanged if it is possible.
+    """Return ``microbatch_size`` if it is possible.
 
     Raises:
-        TypeError: It is neither None nor an int (a bool is not).
+        TypeError: It is neither None nor a whole number (a bool is not).
         ValueError: It is below 1.
     """
     if microbatch_size is None:
         return None
-    if isinstance(microbatch_size, bool) or not isinstance(microbatch_size, int):
-        raise TypeError(
-            f"microbatch_size={microbatch_size!r}: samples per forward and backward must be a "
-            "whole number, or None for one mini-batch"
-        )
-    if microbatch_size < 1:
-        raise ValueError(
-            f"microbatch_size={microbatch_size}: a forward and backward needs at least 1 sample; "
-            "use None for one mini-batch"
-        )
-    return microbatch_size
+    what, remedy = "samples per forward and backward", "use None for one mini-batch"
+    return whole_number("microbatch_size", microbatch_size, what, remedy)
 
 
 def _microbatches(
@@ -250,76 +243,3 @@ def _microbatches(
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
     # Even disabled, torch.autocast costs microseconds that a small model feels.
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-
-
-class _TakenGradients:
-    """Sums of gradients, in float32 where the parameters are kept in half precision.
-
-    Autograd adds each micro-batch's gradient to ``.grad`` in the parameter's dtype, where small
-    terms vanish beside a large sum. So each is taken away after its backward, and the sum is given
-    back, rounded once, at the end.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.sums: dict[nn.Parameter, Tensor | None] = dict.fromkeys(parameters)
-        """What each has so far; None = no gradient yet."""
-        self.take()
-
-    def take(self) -> None:
-        for parameter, total in self.sums.items():
-            if parameter.grad is not None:
-                gradient = wide(parameter.grad)
-                # In place, as autograd adds: the first one is nobody else's.
-                self.sums[parameter] = gradient if total is None else total.add_(gradient)
-                parameter.grad = None
-
-    def give(self) -> None:
-        for parameter, total in self.sums.items():
-            if total is not None:
-                parameter.grad = total.to(parameter.dtype)
-
-
-class _MeasuredGradients(_TakenGradients):
-    """Takes each micro-batch's gradient away and measures it."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], items: int) -> None:
-        super().__init__(parameters)
-        self._items = items
-        self._counts: list[int] = []
-        self._norms: list[Sequence[Tensor]] = []
-
-    def measure(self, items: int) -> None:
-        """Measure and take a micro-batch of that many items."""
-        gradients = [wide(dense(each.grad)) for each in self.sums if each.grad is not None]
-        self._counts.append(items)
-        self._norms.append(torch._foreach_norm(gradients) if gradients else ())
-        self.take()
-
-    def pass_on(self, half: MutableMapping[nn.Parameter, Tensor | None]) -> None:
-        """Give the sums back, but those of parameters in half precision to the sums of these."""
-        for parameter, total in self.sums.items():
-            if parameter in half:
-                half[parameter] = total
-            else:
-                parameter.grad = total
-
-    def found(self, scale: float) -> Parts:
-        """Return what was measured of gradients that were multiplied by a loss scale."""
-        # Read at once, and only now: on CUDA a reading waits for the device.
-        every = [norm for norms in self._norms for norm in norms]
-        on_one = [norm.to(every[0].device) for norm in every]
-        read = iter(torch.stack(on_one).tolist() if on_one else ())
-        squares = 0.0
-        for items, norms in zip(self._counts, self._norms, strict=True):
-            squares += sum(norm**2 for norm in islice(read, len(norms))) / items
-        return Parts(len(self._counts), squares * (self._items / scale) ** 2)
-
-
-def dense(gradient: Tensor) -> Tensor:
-    """Return the numbers of a gradient: of a sparse one those that are not zero, each once."""
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32 where it is in half precision; else as it is."""
-    return tensor.float() if tensor.dtype in HALF else tensor

@@ -12,9 +12,12 @@ from statistics import median
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
+from torch import nn
 
 from cadence.data.batch import Batch, elements_per_sample, sample_count
+from cadence.engine.device import set_threads
 from cadence.engine.out_of_memory import MemoryLimit
+from cadence.engine.threads import DefaultThreads
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +67,9 @@ class Tuner:
     Args:
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest that fits.
-        threads: Threads of an operation on the CPU, at least 1; None = as torch has it; ``auto`` =
-            the fewest up to that which are as fast as any.
+        threads: Threads of an operation on the CPU, at least 1; None = by the work of a window, see
+            `cadence.engine.threads`; ``auto`` = the fewest up to torch's number that are as fast as
+            any.
         limit: What fits into memory.
     """
 
@@ -74,6 +78,8 @@ class Tuner:
     ) -> None:
         self._tunes_size = microbatch_size == "auto"
         self._tunes_threads = threads == "auto"
+        self.default_threads = DefaultThreads() if threads is None else None
+        """The threads of an operation by its work; None = the caller named them, or ``auto``."""
         self._limit = limit
         self._start = Setting(
             microbatch_size if isinstance(microbatch_size, int) else None,
@@ -91,6 +97,11 @@ class Tuner:
         """Whether what suits windows like the last is still being looked for."""
         return self._condition in self._trials
 
+    def begin(self, model: nn.Module) -> None:
+        """Take a model that the windows are for."""
+        if self.default_threads is not None:
+            self.default_threads.take(model)
+
     def keep_minibatches(self) -> None:
         """Try no other micro-batch size than one mini-batch."""
         self._tunes_size = False
@@ -104,8 +115,7 @@ class Tuner:
         """
         self._refusals = self._limit.refusals
         self.setting = self._next(window, step_size)
-        if torch.get_num_threads() != self.setting.threads:
-            torch.set_num_threads(self.setting.threads)
+        set_threads(self.setting.threads)
         return self.setting
 
     def took(self, seconds: float, samples: int) -> None:
@@ -125,20 +135,28 @@ class Tuner:
 
     def _next(self, window: Sequence[Batch], step_size: int) -> Setting:
         self._trial = None
+        start = self._start_of(window)
         if not (self._tunes_size or self._tunes_threads):
-            return self._start
+            return start
         # Inputs of other lengths may come in turns: each search goes on where it was left.
         self._condition = step_size, elements_per_sample(window).bit_length()
         if self._condition in self._chosen:
             return self._chosen[self._condition]
         if len(window) < step_size:
-            return self._start
-        self._trial = self._trials.get(self._condition) or _Trial(self._searching(window))
+            return start
+        self._trial = self._trials.get(self._condition) or _Trial(self._searching(window, start))
         self._trials[self._condition] = self._trial
         return self._trial.setting
 
-    def _searching(self, window: Sequence[Batch]) -> Search:
-        best = self._start
+    def _start_of(self, window: Sequence[Batch]) -> Setting:
+        """Return what a window is run with as long as nothing was measured."""
+        if self.default_threads is None:
+            return self._start
+        size = self._start.microbatch_size
+        return Setting(size, self.default_threads.for_window(window, size))
+
+    def _searching(self, window: Sequence[Batch], start: Setting) -> Search:
+        best = start
         if self._tunes_size:
             best = best._replace(microbatch_size=self._limit.within(window, None))
             ladders = [

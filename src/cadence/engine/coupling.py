@@ -7,8 +7,8 @@ the mini-batches stay as they are, unless the user allows another meaning of the
 from collections.abc import Iterable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from cadence.engine.private_torch import batch_norms
 from cadence.objectives import Objective
 
 
@@ -21,7 +21,7 @@ def coupling(model: nn.Module, objective: Objective) -> str | None:
     """
     if getattr(objective, "couples_samples", False):
         return type(objective).__name__
-    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    norms = (module for module in model.modules() if isinstance(module, batch_norms()))
     coupled = (norm for norm in norms if norm.training or norm.running_mean is None)
     return next((type(norm).__name__ for norm in coupled), None)
 

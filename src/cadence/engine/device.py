@@ -98,7 +98,8 @@ def compile_forward(model: nn.Module) -> None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Return whether `compile_forward` or ``model.compile()`` translates a model."""
-    return model._compiled_call_impl is not None or _untranslated(model) is not None
+    by_torch = getattr(model, "_compiled_call_impl", None)
+    return by_torch is not None or _untranslated(model) is not None
 
 
 def uncompile(model: nn.Module) -> None:
@@ -139,5 +140,10 @@ def restored_threads() -> Iterator[None]:
     try:
         yield
     finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+        set_threads(before)
+
+
+def set_threads(count: int) -> None:
+    """Give an operation on the CPU so many threads; setting the same number anew takes time."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

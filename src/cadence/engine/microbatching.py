@@ -15,6 +15,7 @@ from cadence.engine.autotune import Auto, Tuner
 from cadence.engine.coupling import check_boundaries, coupling
 from cadence.engine.noise_scale import is_measured
 from cadence.engine.out_of_memory import MemoryLimit, RecoveringAccumulator
+from cadence.engine.threads import DefaultThreads
 from cadence.objectives import Objective
 from cadence.plan.numbers import whole_number
 
@@ -27,8 +28,9 @@ class Microbatching:
     Args:
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest that fits, found while training.
-        threads: Threads of an operation on the CPU, at least 1; None = as torch has it; ``auto`` =
-            the fewest up to that which are as fast as any.
+        threads: Threads of an operation on the CPU, at least 1; None = by the work of a window, see
+            `cadence.engine.threads`; ``auto`` = the fewest up to torch's number that are as fast as
+            any.
         allow_batch_coupling: Whether mini-batches may be split and joined even where that changes
             what is trained; see `cadence.engine.coupling`.
         autocast: As in `cadence.accumulate`.
@@ -77,6 +79,7 @@ class Microbatching:
                 `cadence.engine.noise_scale`. None of them = nothing is measured.
         """
         self._is_first = True
+        self._tuner.begin(model)
         self._is_one_of_several = summed is not None
         self._measured = measured
         self._said_unmeasurable = False
@@ -135,6 +138,11 @@ class Microbatching:
     def put_buffers_back(self) -> None:
         """Let the model's buffers be as before the last window, whose update was refused."""
         self._accumulate.put_buffers_back()
+
+    @property
+    def default_threads(self) -> DefaultThreads | None:
+        """The threads of an operation by its work; None = the caller named them, or ``auto``."""
+        return self._tuner.default_threads
 
     @property
     def is_searching(self) -> bool:

@@ -4,17 +4,18 @@ The window contract makes this possible: its gradient does not depend on the mic
 """
 
 import logging
-import random
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cadence.checkpoint.random_state import RandomState
 from cadence.data.batch import Batch, elements_per_sample, rebatched, sample_count, samples_in
 from cadence.engine.accumulation import Accumulated, Accumulator
+from cadence.engine.device import device_of
+from cadence.engine.private_torch import version_of
 from cadence.objectives import items_in
 
 T = TypeVar("T")
@@ -214,87 +215,112 @@ def in_parts(run: Callable[[Batch], T], batch: Batch, limit: MemoryLimit) -> lis
 class _Undo:
     """What a window changes before its update, so that it can be changed back.
 
-    Only buffers that the first window wrote to or replaced, and numpy's and Python's random states
+    Only buffers that the first window wrote to or replaced, and Python's and numpy's random states
     only if it drew from them, are copied for the ones after it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = list(model.parameters())
-        self._device = self._parameters[0].device if self._parameters else torch.device("cpu")
-        self._accelerator = (
-            None if self._device.type == "cpu" else torch.get_device_module(self._device)
-        )
-        self._slots = [
-            (module._buffers, name) for module in model.modules() for name in module._buffers
-        ]
-        self._copies: list[_Copy] = []
+        self._device = device_of(model)
+        self._buffers = _Buffers(model)
         self.is_sifted = False
         """Whether it is known which buffers and random states a window changes."""
-        self._draws_elsewhere = True
+        self._draws_by_torch_alone = False
 
     def mark(self) -> None:
-        self._random = torch.get_rng_state()
-        if self._draws_elsewhere:
-            self._elsewhere = random.getstate(), np.random.get_state()
-        if self._accelerator is not None:
-            self._accelerator_random = self._accelerator.get_rng_state(self._device)
-        self._copies = [_Copy(buffers, name) for buffers, name in self._slots]
+        self._random = RandomState(self._device, of_torch_alone=self._draws_by_torch_alone)
+        self._buffers.mark()
 
     def sift(self) -> None:
         """Find out what the window since the mark has changed, as those after it will."""
-        self._slots = [(copy.buffers, copy.name) for copy in self._copies if copy.is_changed()]
-        pythons, numpys = self._elsewhere
-        self._draws_elsewhere = pythons != random.getstate() or not _are_alike(
-            numpys, np.random.get_state()
-        )
+        self._buffers.sift()
+        self._draws_by_torch_alone = self._random.is_torchs_alone()
         self.is_sifted = True
 
     def forget(self) -> None:
-        self._copies = []
+        self._buffers.forget()
 
     def back(self) -> None:
-        torch.set_rng_state(self._random)
-        if self._draws_elsewhere:
-            random.setstate(self._elsewhere[0])
-            np.random.set_state(self._elsewhere[1])
-        if self._accelerator is not None:
-            self._accelerator.set_rng_state(self._accelerator_random, self._device)
-            self._accelerator.empty_cache()
+        self._random.restore()
+        if self._device.type != "cpu":
+            torch.get_device_module(self._device).empty_cache()
         self.buffers_back()
         for parameter in self._parameters:
             parameter.grad = None
 
     def buffers_back(self) -> None:
+        self._buffers.back()
+
+
+class _Buffers:
+    """The buffers of a model, as they were at a mark."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._copies: list[_Copy] | None = None  # None = nothing to undo
+        self._changing: list[_Slot] | None = None  # None = any may change
+
+    def mark(self) -> None:
+        slots = self._present() if self._changing is None else self._changing
+        self._copies = [_Copy(slot) for slot in slots]
+
+    def sift(self) -> None:
+        changed = [copy.slot for copy in self._copies or () if copy.is_changed()]
+        self._changing = changed + self._new()
+
+    def forget(self) -> None:
+        self._copies = None
+
+    def back(self) -> None:
+        if self._copies is None:
+            return
+        if self._changing is None:
+            for module, name in self._new():
+                setattr(module, name, None)
         for copy in self._copies:
             copy.back()
+
+    def _present(self) -> "list[_Slot]":
+        return [
+            _Slot(module, name)
+            for module in self._model.modules()
+            for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)
+        ]
+
+    def _new(self) -> "list[_Slot]":
+        """Return the buffers that were None at the mark, which torch does not name."""
+        marked = {copy.slot for copy in self._copies or ()}
+        return [slot for slot in self._present() if slot not in marked]
+
+
+class _Slot(NamedTuple):
+    """Where a buffer is."""
+
+    module: nn.Module
+    name: str
 
 
 class _Copy:
     """A buffer of a module as it was: which tensor, its numbers and its version."""
 
-    def __init__(self, buffers: dict[str, Tensor | None], name: str) -> None:
-        self.buffers, self.name = buffers, name
-        self._buffer = buffers[name]
-        self._was = None if self._buffer is None else (self._buffer.clone(), self._buffer._version)
+    def __init__(self, slot: _Slot) -> None:
+        self.slot = slot
+        self._buffer: Tensor | None = getattr(*slot)
+        self._was = None if self._buffer is None else self._buffer.clone()
+        self._version = None if self._buffer is None else version_of(self._buffer)
 
     def is_changed(self) -> bool:
-        if self._buffer is not self.buffers[self.name]:
+        if self._buffer is not getattr(*self.slot):
             return True
         if self._buffer is None or self._was is None:
             return False
-        numbers, version = self._was
-        return self._buffer._version != version or not torch.equal(self._buffer, numbers)
+        is_written = self._version is None or version_of(self._buffer) != self._version
+        return is_written or not torch.equal(self._buffer, self._was)
 
     def back(self) -> None:
-        self.buffers[self.name] = self._buffer
+        setattr(*self.slot, self._buffer)
         if self._buffer is None or self._was is None:
             return
-        numbers, _ = self._was
-        if not torch.equal(self._buffer, numbers):  # an expanded one, which takes no copy, is
+        if not torch.equal(self._buffer, self._was):  # an expanded one, which takes no copy, is
             with torch.no_grad():
-                self._buffer.copy_(numbers)
-
-
-def _are_alike(one: Any, other: Any) -> bool:
-    """Return whether two of numpy's random states are the same."""
-    return all(map(np.array_equal, one, other))
+                self._buffer.copy_(self._was)

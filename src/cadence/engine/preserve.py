@@ -1,35 +1,20 @@
 """A model and every random state, left as they were by what is only tried."""
 
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cadence.checkpoint.random_state import random_state_kept
 from cadence.engine.device import device_of
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Leave every random state as it was, and the model, run itself where it cannot be copied."""
-    with _random_states_kept(device_of(model)), _model_kept(model):
+    with random_state_kept(device_of(model)), _model_kept(model):
         yield
-
-
-@contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    accelerated = device.type != "cpu"
-    devices = [device] if accelerated else []
-    kind = device.type if accelerated else "cuda"
-    try:
-        with torch.random.fork_rng(devices, device_type=kind):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 @contextmanager

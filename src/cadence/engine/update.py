@@ -15,8 +15,9 @@ from torch.linalg import vector_norm
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
-from cadence.engine import private_torch as direct
-from cadence.engine.accumulation import Accumulated, dense, wide
+from cadence.engine import private_torch
+from cadence.engine.accumulation import Accumulated
+from cadence.engine.gradient_sums import dense, wide
 from cadence.plan.clock import Clock
 from cadence.plan.numbers import number_above_0, whole_number
 from cadence.plan.scaling import check_rule, scaled
@@ -161,7 +162,7 @@ class Update:
             norm = torch.tensor(grad_norm, dtype=torch.float64 if has_float64 else torch.float32)
             clip_grads_with_norm_(parameters, self._clip_norm, norm)
         if self._scaler is None:
-            direct.step(self.optimizer)
+            private_torch.step(self.optimizer)
         else:
             self._scaler.step(self.optimizer)
 
@@ -231,6 +232,6 @@ def total_norm(gradients: list[Tensor]) -> float:
         return 0.0
     if gradients[0].device.type == "cpu":  # where torch has no joint kernel, and reading is free
         return math.hypot(*[vector_norm(wide(dense(each))).item() for each in gradients])
-    norms = torch._foreach_norm([wide(dense(each)) for each in gradients])
+    norms = private_torch.norms([wide(dense(each)) for each in gradients])
     device = norms[0].device
     return math.hypot(*torch.stack([norm.to(device) for norm in norms]).tolist())

@@ -8,18 +8,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from cadence.metrics.measure import (
+from cadence.metrics.evaluation import Evaluation
+from cadence.metrics.memory import PeakMemory
+from cadence.metrics.result import Result, Window
+from cadence.metrics.timing import (
     UNKNOWN,
     UNTIMED,
-    Evaluation,
     PartTimer,
-    PeakMemory,
     Stopwatch,
     Throughput,
     WindowParts,
     WindowTime,
 )
-from cadence.metrics.result import Result, Window
 from cadence.plan.clock import Clock
 
 T = TypeVar("T")

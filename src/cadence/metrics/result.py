@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cadence.engine.noise_scale import Parts
-from cadence.metrics.measure import WindowTime
+from cadence.metrics.timing import WindowTime
 
 
 class Window(NamedTuple):
@@ -54,14 +54,14 @@ class Result:
     val_metrics: dict[str, float]
     """The objective's further validation means, such as ``accuracy``."""
     samples_per_second: float
-    """Median over the windows; see `cadence.metrics.measure.Throughput`."""
+    """Median over the windows; see `cadence.metrics.timing.Throughput`."""
     samples_per_second_p10: float
     samples_per_second_p90: float
     time: WindowTime
     """Where the time of a window goes."""
     peak_memory_mib: float
     """Most memory taken, counted from the start of the run; see
-    `cadence.metrics.measure.PeakMemory`."""
+    `cadence.metrics.memory.PeakMemory`."""
     seconds: float
     """Wall time of the whole run, evaluations included."""
     device: str

@@ -1,6 +1,7 @@
 """Numbers that a caller gives, refused by their name where they are impossible."""
 
 from numbers import Integral, Real
+from typing import TypeGuard
 
 
 def whole_number(name: str, value: object, what: str, remedy: str, *, at_least: int = 1) -> int:
@@ -17,11 +18,16 @@ def whole_number(name: str, value: object, what: str, remedy: str, *, at_least: 
         TypeError: It is not a whole number (a bool is not).
         ValueError: It is below ``at_least``.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_whole(value):
         raise TypeError(f"{name}={value!r}: {what} must be a whole number; {remedy}")
     if value < at_least:
         raise ValueError(f"{name}={value}: {what} must be at least {at_least}; {remedy}")
     return int(value)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number of any type; a bool is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def number_above_0(name: str, value: object, what: str, remedy: str) -> float:

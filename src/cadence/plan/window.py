@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, pairwise
 from typing import NamedTuple, TypeAlias, TypeVar
 
+from cadence.plan.numbers import is_whole, whole_number
+
 T = TypeVar("T")
 
 DEFAULT_STEP_SIZE = 2
@@ -39,22 +41,14 @@ def windows(
 
 
 def checked_step_size(step_size: int) -> int:
-    """Return ``step_size`` unchanged if it is a possible number of mini-batches per update.
+    """Return ``step_size`` if it is a possible number of mini-batches per update.
 
     Raises:
-        TypeError: It is not an int (a bool is not).
+        TypeError: It is not a whole number (a bool is not).
         ValueError: It is below 1.
     """
-    if isinstance(step_size, bool) or not isinstance(step_size, int):
-        raise TypeError(
-            f"step_size={step_size!r}: mini-batches per update must be a whole number; "
-            f"try step_size={DEFAULT_STEP_SIZE}"
-        )
-    if step_size < 1:
-        raise ValueError(
-            f"step_size={step_size}: an update needs at least 1 mini-batch; try step_size=1"
-        )
-    return step_size
+    remedy = f"try step_size={DEFAULT_STEP_SIZE}"
+    return whole_number("step_size", step_size, "mini-batches per update", remedy)
 
 
 class StepSizeSchedule:
@@ -108,7 +102,7 @@ class Change(NamedTuple):
 def _checked_schedule(schedule: Mapping[int, int]) -> list[tuple[int, int]]:
     said, example = f"step_size={dict(schedule)}", "such as {0: 2, 50000: 8}"
     for samples, step_size in schedule.items():
-        if isinstance(samples, bool) or not isinstance(samples, int):
+        if not is_whole(samples):
             raise TypeError(
                 f"{said}: {samples!r} is no whole number of samples; give samples: mini-batches "
                 f"per update, {example}"

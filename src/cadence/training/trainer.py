@@ -10,12 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cadence.checkpoint.file_format import read, write
+from cadence.checkpoint.random_state import random_states, restore_random_states
 from cadence.checkpoint.state import (
     State,
     checked_model_state,
     checked_optimizer_state,
-    random_states,
-    restore_random_states,
 )
 from cadence.data.batch import Batch, samples_in
 from cadence.distributed.partition import GathersWindows, PlannedWindow
@@ -24,9 +23,11 @@ from cadence.engine import device as devices
 from cadence.engine.autotune import Auto
 from cadence.engine.microbatching import Microbatching
 from cadence.engine.update import Update, checked_max_skipped, stop_if_diverged
-from cadence.metrics.measure import Evaluation, PeakMemory, WindowParts, evaluate
+from cadence.metrics.evaluation import Evaluation, evaluate
+from cadence.metrics.memory import PeakMemory
 from cadence.metrics.record import Record
 from cadence.metrics.result import Result, Window
+from cadence.metrics.timing import WindowParts
 from cadence.objectives import Objective
 from cadence.plan.clock import Clock, Limits
 from cadence.plan.numbers import whole_number
@@ -51,8 +52,9 @@ class Trainer:
         device: ``auto`` (CUDA, else MPS, else CPU), or any torch device.
         microbatch_size: Samples per forward and backward, at least 1; None = one mini-batch;
             ``auto`` = the fastest, measured while training, so two runs may differ by rounding.
-        threads: Threads of an operation on the CPU while training, at least 1; None = as torch has
-            it; ``auto`` = the fewest up to that which are as fast as any, measured while training.
+        threads: Threads of an operation on the CPU while training, at least 1; None = by the work
+            of a micro-batch, see `cadence.engine.threads`; ``auto`` = the fewest up to torch's
+            number that are as fast as any, measured while training.
         allow_batch_coupling: Whether micro-batches may split and join mini-batches even where that
             changes what is trained, as with BatchNorm.
         precision: ``fp32`` (the parameters' own dtype), or autocast in ``bf16`` or ``fp16``.
@@ -470,7 +472,7 @@ class Trainer:
 
     def evaluate(self, minibatches: Iterable[Batch]) -> Evaluation:
         """Return the model's means over all items of some mini-batches; see
-        `cadence.metrics.measure`.
+        `cadence.metrics.evaluation`.
 
         Args:
             minibatches: The held-out data, read once.
@@ -481,7 +483,10 @@ class Trainer:
         """
         announce_epoch(minibatches, self.clock.samples)  # so that noise in workers is of here
         limit = self._microbatching.limit
-        return evaluate(self.model, self.objective, minibatches, self.device, self._autocast, limit)
+        threads = self._microbatching.default_threads
+        return evaluate(
+            self.model, self.objective, minibatches, self.device, self._autocast, limit, threads
+        )
 
     def _evaluate(self, val_loader: Iterable[Batch] | None) -> None:
         """Evaluate the model as it is now, unless that is done already."""

@@ -1,35 +1,18 @@
-"""What a run is measured by: throughput, where its time goes, peak memory, evaluation."""
+"""How fast a run is, and where the time of its windows goes."""
 
-import contextlib
-import resource
-import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from cadence.data.batch import Batch, moved, sample_count
-from cadence.engine.accumulation import wide
-from cadence.engine.out_of_memory import MemoryLimit, in_parts
-from cadence.objectives import Objective, ReportsTotals, items_in
-from cadence.system.malloc import give_back
 
 T = TypeVar("T")
 
 WARM_UP_SHARE = 0.1
 """The first windows left out of the throughput, as a share of all; at least one of several."""
-
-MIB = 2**20
-
-STATUS = Path("/proc/self/status")
-"""What Linux tells of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,128 +222,3 @@ def _recorded(event: Any) -> Any:
 
 def _between(start: Any, end: Any) -> float:
     return float(start.elapsed_time(end)) / 1000
-
-
-class PeakMemory:
-    """The most memory a run takes, counted from where it begins.
-
-    On CUDA it is what torch's allocator held; elsewhere the process's resident set above the start,
-    in which what is built before (the model, the data in memory) does not count. Memory that an
-    earlier run in the same process left to the allocator is given back first.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._start: int | None = None
-
-    def begin(self) -> None:
-        """Count from here, unless the run has begun before."""
-        if self._start is not None:
-            return
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._start = torch.cuda.memory_allocated(self._device)
-        else:
-            give_back()
-            with contextlib.suppress(OSError):  # not Linux, or forbidden: the peak stays older
-                Path("/proc/self/clear_refs").write_text("5")
-            self._start = _peak_resident_bytes()
-
-    def mib(self) -> float:
-        """Return the peak since the run began, in MiB; 0 before."""
-        if self._start is None:
-            return 0.0
-        if self._device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self._device)
-        else:
-            peak = _peak_resident_bytes()
-        return (peak - self._start) / MIB
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A model's means over held-out items."""
-
-    loss: float
-    """Mean loss per item; NaN without any item."""
-    metrics: dict[str, float]
-    """The objective's further means, such as ``accuracy``, by name."""
-    samples: int
-    items: int
-    seconds: float
-
-
-def evaluate(
-    model: nn.Module,
-    objective: Objective,
-    minibatches: Iterable[Batch],
-    device: torch.device,
-    autocast: torch.dtype | None = None,
-    limit: MemoryLimit | None = None,
-) -> Evaluation:
-    """Return a model's means over all items of some mini-batches, in evaluation mode.
-
-    Every module is back in its own mode afterwards.
-
-    Args:
-        model: The model, on ``device``.
-        objective: What to count and sum.
-        minibatches: The held-out data, read once.
-        device: Where to compute.
-        autocast: As in `cadence.accumulate`.
-        limit: What is known to fit into memory; a mini-batch that does not is evaluated in parts,
-            and the limit learns from it. None = nothing is known yet.
-
-    Raises:
-        ValueError: There is no mini-batch.
-        DoesNotFitError: Not even one sample fits into memory.
-    """
-    start = perf_counter()
-    limit = limit or MemoryLimit()
-    training = [module for module in model.modules() if module.training]
-    sums: dict[str, Tensor] = {}
-    samples = items = 0
-    totals_of = partial(_totals, objective, model, device)
-    model.eval()
-    try:
-        # Not inference_mode: what a model keeps of a forward, such as a state or a cache, could be
-        # used in no later training.
-        with torch.no_grad(), torch.autocast(device.type, autocast, autocast is not None):
-            for batch in minibatches:
-                samples += sample_count(batch)
-                items += items_in(objective, batch)
-                for totals in in_parts(totals_of, batch, limit):
-                    for name, total in totals.items():
-                        sums[name] = sums.get(name, 0) + wide(total)
-    finally:
-        for module in training:
-            module.training = True
-    if samples == 0:
-        raise ValueError(
-            "the validation data gave no mini-batch; is it empty, or a generator that can be read "
-            "once? Give a DataLoader, or another iterable that starts anew each time"
-        )
-    means = {name: float(total) / items if items else np.nan for name, total in sums.items()}
-    loss = means.pop("loss", np.nan)
-    return Evaluation(loss, means, samples, items, perf_counter() - start)
-
-
-def _totals(
-    objective: Objective, model: nn.Module, device: torch.device, batch: Batch
-) -> dict[str, Tensor]:
-    """Ask for an objective's totals; one that only has ``items`` and ``total_loss`` will do."""
-    if items_in(objective, batch) == 0:
-        return {}
-    batch = moved(batch, device)
-    if isinstance(objective, ReportsTotals):
-        return objective.totals(model, batch)
-    return {"loss": objective.total_loss(model, batch)}
-
-
-def _peak_resident_bytes() -> int:
-    if STATUS.exists():
-        for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):  # which some sandboxes' kernels do not tell
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

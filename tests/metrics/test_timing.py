@@ -13,16 +13,10 @@ from torch import Tensor, nn
 
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.out_of_memory import DoesNotFitError
-from cadence.metrics import measure
-from cadence.metrics.measure import (
-    PartTimer,
-    PeakMemory,
-    Stopwatch,
-    Throughput,
-    WindowTime,
-    evaluate,
-    warm_up,
-)
+from cadence.metrics import memory
+from cadence.metrics.evaluation import evaluate
+from cadence.metrics.memory import PeakMemory
+from cadence.metrics.timing import PartTimer, Stopwatch, Throughput, WindowTime, warm_up
 from cadence.objectives import Classification, LanguageModelling, MeanLoss, Regression
 
 CPU = torch.device("cpu")
@@ -164,7 +158,7 @@ def test_throughput_is_that_of_the_median_window_after_the_warm_up(
 ) -> None:
     """Twenty windows of 100 samples; the first tenth is warm-up, an evaluation is not timed."""
     now = 0.0
-    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: now)
+    monkeypatch.setattr("cadence.metrics.timing.perf_counter", lambda: now)
     stopwatch = Stopwatch()
     assert stopwatch.throughput() is None
 
@@ -180,7 +174,7 @@ def test_throughput_is_that_of_the_median_window_after_the_warm_up(
 
 def test_the_throughput_of_a_single_window_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: now)
+    monkeypatch.setattr("cadence.metrics.timing.perf_counter", lambda: now)
     stopwatch = Stopwatch()
     now = 0.5
 
@@ -214,7 +208,7 @@ def timed(timer: PartTimer, clock: Clockwork, windows: int, sync: float = 0.0) -
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
     clock = Clockwork()
-    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("cadence.metrics.timing.perf_counter", lambda: clock.now)
     return clock
 
 
@@ -239,7 +233,7 @@ def test_with_one_process_synchronisation_takes_no_time_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ticks = map(float, range(100))
-    monkeypatch.setattr("cadence.metrics.measure.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("cadence.metrics.timing.perf_counter", lambda: next(ticks))
     timer = PartTimer(CPU)
 
     for _ in timer.arriving(range(2)):
@@ -408,7 +402,7 @@ def test_a_kernel_that_tells_no_peak_is_asked_otherwise(
 ) -> None:
     status = tmp_path / "status"
     status.write_text("Name:\tpython\nVmRSS:\t  1024 kB\n")
-    monkeypatch.setattr(measure, "STATUS", status)
+    monkeypatch.setattr(memory, "STATUS", status)
 
     peak = PeakMemory(CPU)
     peak.begin()
