@@ -13,6 +13,17 @@ from cadence.system.atomic_write import write_atomically
 FILE = "summary.json"
 
 
+def status_after(error: BaseException | None) -> str:
+    """Return MLflow's word for how a run ended.
+
+    Args:
+        error: What ended the run; None means that nothing went wrong.
+    """
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 def write_summary(
     folder: Path,
     result: Result,
