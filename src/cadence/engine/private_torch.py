@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optimizers
 from torch.overrides import has_torch_function_unary
 
+from cadence.engine.without_dynamo import step_without_dynamo
+
 _CODE_OF_WRAPPERS = Optimizer.profile_hook_step.__code__.co_consts
 """Among other constants: the code of what torch wraps around an optimizer's step."""
 
@@ -45,7 +47,7 @@ def step(optimizer: Optimizer) -> None:
     if _is_observed(optimizer):
         optimizer.step()
     else:
-        type(optimizer).step.__wrapped__(optimizer)  # type: ignore[attr-defined]
+        step_without_dynamo(type(optimizer).step.__wrapped__)(optimizer)  # type: ignore[attr-defined]
 
 
 def _is_observed(optimizer: Optimizer) -> bool:
