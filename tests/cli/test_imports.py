@@ -1,6 +1,7 @@
 """What each command imports: nothing heavy before the command needs it, nothing it never needs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def imported(folder: Path, module: str, *arguments: str, fails: bool = False) ->
     ended = subprocess.run(
         [sys.executable, "-c", RECORDED, file, json.dumps([*HEAVY]), module, *arguments],
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
         capture_output=True,
         text=True,
         timeout=300,
