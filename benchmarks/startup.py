@@ -115,7 +115,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), metavar="COMMAND",
-        help=f"some of: {', '.join(COMMANDS)}; trained is the digits MLP, for one epoch")  # fmt: skip
+        help=f"some of: {', '.join(COMMANDS)}; the digits MLP is trained")  # fmt: skip
     add("--tree", nargs="+", action="extend", default=[], metavar="NAME=FOLDER",
         help="further checkouts to compare with this one")  # fmt: skip
     add("--rounds", type=int, default=5, help="turns of each command that count")

@@ -12,7 +12,7 @@ from conftest import ROOT
 HEAVY = {
     *("hydra", "torch", "torch._dynamo", "sympy", "networkx", "numpy", "scipy", "sklearn"),
     *("pandas", "pyarrow", "mlflow", "sqlalchemy", "alembic", "optuna", "matplotlib", "plotly"),
-    *("rich", "joblib", "ray", "submitit", "unittest.mock"),
+    *("rich", "joblib", "ray", "submitit"),
     *("hydra_plugins.cadence_sweeper._impl", "hydra_plugins.hydra_optuna_sweeper._impl"),
 }
 """Modules that take long to import, or bring many others."""
