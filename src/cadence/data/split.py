@@ -3,10 +3,7 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Int
-
-Numbers = npt.NDArray[np.int64]
 
 
 def checked_share(share: float) -> float:
@@ -37,8 +34,8 @@ def held_out(samples: int, share: float) -> int:
 
 
 def stratified(
-    classes: Int[Numbers, " samples"], share: float, seed: int
-) -> tuple[Int[Numbers, " train"], Int[Numbers, " held_out"]]:
+    classes: Int[np.ndarray, " samples"], share: float, seed: int
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " held_out"]]:
     """Return the indices to train on and those held out, with the same share of every class.
 
     The same indices, in the same order, as scikit-learn's ``train_test_split(arange(samples),
@@ -67,7 +64,8 @@ def stratified(
     generator = np.random.RandomState(seed)
     in_train = _shared_out(train_count, counts, generator)
     in_held_out = _shared_out(held_out_count, counts - in_train, generator)
-    train, held_out = [], []
+    train: list[np.ndarray] = []
+    held_out: list[np.ndarray] = []
     for number, count in enumerate(counts):
         shuffled = np.flatnonzero(class_of == number)[generator.permutation(count)]
         end = in_train[number] + in_held_out[number]
@@ -80,8 +78,8 @@ def stratified(
 
 
 def _shared_out(
-    total: int, counts: Int[Numbers, " classes"], generator: np.random.RandomState
-) -> Int[Numbers, " classes"]:
+    total: int, counts: Int[np.ndarray, " classes"], generator: np.random.RandomState
+) -> Int[np.ndarray, " classes"]:
     """Share out a number of samples over the classes in proportion to their counts.
 
     Samples left over by rounding down go to the classes with the largest remainders; classes with
@@ -97,4 +95,5 @@ def _shared_out(
         drawn = generator.choice(tied, size=min(len(tied), left_over), replace=False)
         floored[drawn] += 1
         left_over -= len(drawn)
-    return floored.astype(np.int64)
+    shares: Int[np.ndarray, " classes"] = floored.astype(np.int64)
+    return shares
