@@ -30,7 +30,7 @@ finally:
 
 LIGHT = {"hydra"}
 TRAINS = {"hydra", "numpy", "rich", "torch"}
-TRACKS = TRAINS | {"alembic", "mlflow", "pandas", "pyarrow", "sqlalchemy"}
+TRACKS = TRAINS | {"alembic", "mlflow", "pandas", "pyarrow", "scipy", "sqlalchemy"}
 
 
 def imported(folder: Path, module: str, *arguments: str, fails: bool = False) -> set[str]:
