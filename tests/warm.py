@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 ROOT = Path(__file__).resolve().parents[1]
 
 IMPORTED = (
-    *("torch", "mlflow.pytorch", "optuna", "sklearn.datasets", "matplotlib.pyplot", "plotly"),
+    *("torch", "mlflow.pytorch", "optuna", "matplotlib.pyplot", "plotly"),
     *(
         "cadence.display.terminal",
         "cadence.training.checkpointing",

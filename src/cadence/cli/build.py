@@ -58,6 +58,7 @@ def build(
     from cadence import Trainer
     from cadence.data import loader
     from cadence.engine.device import compile_forward, resolved
+    from cadence.engine.without_dynamo import spare_dynamo
     from cadence.plan.schedule import named_schedule
     from cadence.system.malloc import keep_memory
 
@@ -65,6 +66,7 @@ def build(
     _seed(settings.seed)
     torch.autograd.set_detect_anomaly(settings.trainer.detect_anomaly)
     keep_memory(settings.device.keep_memory)
+    spare_dynamo()
 
     own = {"batch_size", "workers", "objective"}
     data: Data = configs.build(

@@ -126,8 +126,7 @@ def summarised(
     Raises:
         OSError: The disk does not take summary.json.
     """
-    from cadence.metrics.summary import write_summary
-    from cadence.tracking.mlflow.tracker import status_after
+    from cadence.metrics.summary import status_after, write_summary
 
     error: BaseException | None = None
     try:

@@ -16,6 +16,17 @@ OPTIONAL = ("noise_scale", "noise_scale_low", "noise_scale_high")
 """What a callback reports where there is one; else null."""
 
 
+def status_after(error: BaseException | None) -> str:
+    """Return MLflow's word for how a run ended.
+
+    Args:
+        error: What ended the run; None means that nothing went wrong.
+    """
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
 def write_summary(
     folder: Path,
     result: Result,

@@ -37,6 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cadence.engine.update import Outcome
 from cadence.metrics.result import Result, Window
+from cadence.metrics.summary import status_after
 from cadence.plan.clock import Clock
 from cadence.system.atomic_write import copy_atomically
 from cadence.system.secrets import in_one_line, redacted
@@ -262,13 +263,6 @@ class Tracker(callback.Tracker):
         if error is not None:
             self._manifest.reason = redacted(f"{type(error).__name__}: {error}")
         self._manifest.save(self._folder)
-
-
-def status_after(error: BaseException | None) -> str:
-    """Return MLflow's word for a run that ended so; None = without an exception."""
-    if error is None:
-        return "FINISHED"
-    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 class Mlflow:
