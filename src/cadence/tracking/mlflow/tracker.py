@@ -43,13 +43,19 @@ from cadence.tracking import address
 from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
 from cadence.tracking.metrics_logger import MetricsLogger, milliseconds
 from cadence.tracking.mlflow import database
-from cadence.tracking.run_file import RunFile, UploadState
+from cadence.tracking.run_file import (
+    UNKNOWN,
+    DamagedRunFileError,
+    RunFile,
+    TrackedRun,
+    UploadState,
+)
 from cadence.tracking.upload import BackgroundUpload, Upload, UploadError
 
 log = logging.getLogger(__name__)
 
 RUN_KEY = "cadence.run_key"
-"""The tag by which a run is found again; see `cadence.tracking.run_file.RunFile.key`."""
+"""The tag by which a run is found again; see `cadence.tracking.run_file.TrackedRun.key`."""
 
 REASON = "cadence.reason"
 """The tag that tells why a run did not finish."""
@@ -120,7 +126,7 @@ class Tracker:
         self._every = every
         self._offline = offline
         self._resumed_at = resumed_at
-        self._manifest = RunFile(
+        run = TrackedRun(
             key=uuid4().hex,
             uri=redacted(uri),
             experiment=experiment,
@@ -132,71 +138,94 @@ class Tracker:
             parent=parent if isinstance(parent, str) else None,
             parent_folder=str(parent) if isinstance(parent, Path) else None,
         )
-        self._courier: BackgroundUpload | None = None
-        self.run_id = run_id
+        self._file = RunFile(folder, run)
+        self._upload: BackgroundUpload | None = None
+
+    @property
+    def run_id(self) -> str | None:
         """MLflow's id of the run; None before one is made."""
+        return self._file.run.run_id
 
     def __enter__(self) -> "Tracker":
         """Begin the run, in its folder and in MLflow."""
-        server = None if self._offline else Mlflow(self._uri, self._manifest.experiment)
-        self._journal = MetricsFile(self._folder)
+        server = None if self._offline else Mlflow(self._uri, self._file.run.experiment)
+        self._metrics = MetricsFile(self._folder)
         try:
             self._open_folder()
             if server is not None:
                 self._begin(server)
-            self._logbook = MetricsLogger(
-                self._journal, _Machine().state, every=self._every, resumed_at=self._resumed_at
+            self._logger = MetricsLogger(
+                self._metrics, _Machine().state, every=self._every, resumed_at=self._resumed_at
             )
         except BaseException:
-            self._journal.close()
+            self._metrics.close()
             raise
         return self
 
     def _open_folder(self) -> None:
         """Begin a run in the folder, or go on with the one that is there."""
-        done, earlier = UploadState.load(self._folder), RunFile.load(self._folder)
-        self._manifest.began = milliseconds()
-        if self._resumed_at is None:
-            if self._journal.size > done.points:
+        new, began = self._resumed_at is None, milliseconds()
+        earlier = self._earlier()
+        state = earlier.upload if earlier else UploadState()
+        if new:
+            if self._metrics.size > state.points:
                 raise ValueError(
                     f"{self._folder}: numbers of an earlier run wait there for MLflow; deliver "
                     f"them by {_sync(self._folder)}, or choose another hydra.run.dir="
                 )
-            self._journal.clear()
-            done = UploadState()
+            self._metrics.clear()
+            self._file.update(began=began)
+            return
+        self._metrics.rewind(self._resumed_at or 0, keep=state.sending)
+        state = replace(state, described=False, ended=False)
+        if earlier is None:
+            self._file.update(began=began, upload=state)
         else:
-            self._journal.rewind(self._resumed_at, keep=done.sending)
-            done = replace(done, described=False, ended=False)
-            if earlier is not None:
-                self._manifest.key, self._manifest.began = earlier.key, earlier.began
-        done.save(self._folder)
-        self._manifest.save(self._folder)
+            self._file.update(
+                key=earlier.key,
+                began=earlier.began or began,
+                run_id=earlier.run_id or self._file.run.run_id,
+                upload=state,
+            )
+
+    def _earlier(self) -> TrackedRun | None:
+        """Return the run that the folder holds; None = none is there.
+
+        A session that goes on needs no more of a damaged file than that a server may have all.
+        """
+        try:
+            earlier = RunFile.load(self._folder)
+        except DamagedRunFileError as error:
+            if self._resumed_at is None:
+                raise
+            log.warning("%s; MLflow is sent again what it may have been sent already", error)
+            return replace(self._file.run, upload=UNKNOWN)
+        return None if earlier is None else earlier.run
 
     def _begin(self, server: "Mlflow") -> None:
-        delivery = Upload(self._folder, self._manifest, self._journal, server)
+        upload = Upload(self._file, self._folder, self._metrics, server)
         try:
-            delivery.begin(new=self._resumed_at is None)
+            upload.begin(new=self._resumed_at is None)
         except BaseException as error:
             self._end(error)
-            if delivery.run_id is not None:
-                BackgroundUpload(delivery).finish()
+            if upload.run_id is not None:
+                BackgroundUpload(upload).finish()
             if isinstance(error, UploadError):
                 raise _cannot_log(self._uri, error.__cause__ or error) from error
             raise
-        self.run_id = delivery.run_id
-        self._courier = BackgroundUpload(delivery)
+        self._upload = BackgroundUpload(upload)
 
     def window(self, clock: Clock, outcome: Outcome) -> None:
         """Keep a window's numbers if a point is due."""
-        self._logbook.window(clock, outcome)
+        self._logger.window(clock, outcome)
 
     def evaluation(self, clock: Clock, result: Result) -> None:
         """Keep an evaluation's numbers, and what the run measures so far."""
-        self._logbook.evaluation(clock, result)
+        self._logger.evaluation(clock, result)
 
     def log(self, clock: Clock, metrics: Mapping[str, float]) -> None:
         """Keep some numbers at the clock's samples."""
-        self._logbook.log(clock, metrics)
+        self._logger.log(clock, metrics)
 
     def flush(self) -> None:
         """Write what waits in memory into the run's folder.
@@ -204,12 +233,12 @@ class Tracker:
         Raises:
             OSError: The disk does not take it.
         """
-        self._logbook.flush()
+        self._logger.flush()
 
     def finish(self, clock: Clock, result: Result, files: Sequence[Path]) -> None:
         """Keep the last numbers of a run, and the files in its folder that describe it."""
-        self._logbook.measured(clock, result)
-        self._manifest.files = [str(file.relative_to(self._folder)) for file in files]
+        self._logger.measured(clock, result)
+        self._file.update(files=[str(file.relative_to(self._folder)) for file in files])
 
     def __exit__(
         self,
@@ -219,22 +248,19 @@ class Tracker:
     ) -> None:
         """Write what is left, deliver it, and end the run as it ended."""
         try:
-            self._logbook.close(goes_on=isinstance(error, KeyboardInterrupt))
+            self._logger.close(goes_on=isinstance(error, KeyboardInterrupt))
         finally:
             self._end(error)
-            if self._courier is not None and not self._courier.finish():
+            if self._upload is not None and not self._upload.finish():
                 log.warning(
                     "MLflow has not taken all of this run; when it answers, deliver the rest by %s",
                     _sync(self._folder),
                 )
-            self._journal.close()
+            self._metrics.close()
 
     def _end(self, error: BaseException | None) -> None:
-        self._manifest.ended = milliseconds()
-        self._manifest.status = status_after(error)
-        if error is not None:
-            self._manifest.reason = redacted(f"{type(error).__name__}: {error}")
-        self._manifest.save(self._folder)
+        reason = None if error is None else redacted(f"{type(error).__name__}: {error}")
+        self._file.update(ended=milliseconds(), status=status_after(error), reason=reason)
 
 
 def status_after(error: BaseException | None) -> str:
@@ -271,24 +297,24 @@ class Mlflow:
             runs = self._client.search_runs([experiment], wanted, max_results=1)
             return str(runs[0].info.run_id) if runs else None
 
-    def create(self, manifest: RunFile) -> str:
+    def create(self, run: TrackedRun) -> str:
         """Make a run in the experiment."""
         with _delivering():
             experiment = experiment_id(self._client, self._uri, self._experiment)
-            tags = _tags(manifest)
-            run = self._client.create_run(experiment, manifest.began, tags, manifest.name)
-            return str(run.info.run_id)
+            tags = _tags(run)
+            made = self._client.create_run(experiment, run.began, tags, run.name)
+            return str(made.info.run_id)
 
-    def take_over(self, run_id: str, manifest: RunFile) -> None:
+    def take_over(self, run_id: str, run: TrackedRun) -> None:
         """Let the run be RUNNING, under its new name."""
         with _delivering():
-            self._client.update_run(run_id, "RUNNING", manifest.name)
+            self._client.update_run(run_id, "RUNNING", run.name)
 
-    def describe(self, run_id: str, manifest: RunFile) -> None:
+    def describe(self, run_id: str, run: TrackedRun) -> None:
         """Take what is new. MLflow never changes a param: a tag tells which ones a resume did."""
         with _delivering():
             there = self._client.get_run(run_id).data
-            known, wanted, tags = there.params, manifest.params, _tags(manifest)
+            known, wanted, tags = there.params, run.params, _tags(run)
             if changed := [name for name in known if wanted.get(name, known[name]) != known[name]]:
                 changes = (f"{name}: {known[name]} -> {wanted[name]}" for name in changed)
                 tags["cadence.changed_params"] = "; ".join(changes)
@@ -300,7 +326,7 @@ class Mlflow:
                 self._client.log_batch(run_id, params=some, tags=told)
             if REASON in there.tags:  # why the session ended that goes on now
                 self._client.delete_tag(run_id, REASON)
-            for name, text in manifest.texts.items():
+            for name, text in run.texts.items():
                 self._client.log_text(run_id, text, name)
 
     def send(self, run_id: str, points: Sequence[LoggedMetric]) -> None:
@@ -313,14 +339,14 @@ class Mlflow:
         with _delivering():
             self._client.log_batch(run_id, metrics)
 
-    def end(self, run_id: str, manifest: RunFile, files: Sequence[Path]) -> None:
+    def end(self, run_id: str, run: TrackedRun, files: Sequence[Path]) -> None:
         """Keep the files as artifacts, and end the run."""
         with _delivering():
             for file in files:
                 self._client.log_artifact(run_id, str(file))
-            if manifest.reason is not None:
-                self._client.set_tag(run_id, REASON, manifest.reason)
-            self._client.set_terminated(run_id, manifest.status, manifest.ended)
+            if run.reason is not None:
+                self._client.set_tag(run_id, REASON, run.reason)
+            self._client.set_terminated(run_id, run.status, run.ended)
 
 
 @contextmanager
@@ -331,10 +357,10 @@ def _delivering() -> Iterator[None]:
         raise UploadError(f"MLflow takes nothing ({in_one_line(error)})") from error
 
 
-def _tags(manifest: RunFile) -> dict[str, str]:
-    tags = {**manifest.tags, RUN_KEY: manifest.key}
-    if manifest.parent is not None:
-        tags[MLFLOW_PARENT_RUN_ID] = manifest.parent
+def _tags(run: TrackedRun) -> dict[str, str]:
+    tags = {**run.tags, RUN_KEY: run.key}
+    if run.parent is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = run.parent
     return tags
 
 
