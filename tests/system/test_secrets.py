@@ -17,7 +17,7 @@ from serving import MlflowServer, free_port
 
 from cadence.cli.fit import kept_config
 from cadence.system.secrets import redact_files, redact_logs, redacted, redacted_tree
-from cadence.tracking.mlflow.tracker import open_client
+from cadence.tracking.mlflow.client import open_client
 
 
 @pytest.mark.parametrize(

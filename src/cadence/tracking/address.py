@@ -9,8 +9,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from sqlalchemy.engine import make_url
-
 from cadence.system.secrets import in_one_line, redacted
 
 log = logging.getLogger(__name__)
@@ -73,6 +71,14 @@ def _parts(uri: str) -> tuple[SplitResult, int | None]:
     )
 
 
+def cannot_log(uri: str, error: BaseException) -> ValueError:
+    """Return the error of a run that MLflow refuses, with its key and a remedy."""
+    return ValueError(
+        f"track.uri={redacted(uri)}: MLflow cannot log there ({in_one_line(error)}); correct it, "
+        "or train without by track=none"
+    )
+
+
 def wait(uri: str) -> None:
     """Wait for a server that was there before, up to `WAIT_SECONDS`; it is asked again and again.
 
@@ -132,5 +138,5 @@ def sqlite_file(uri: str) -> Path | None:
     """
     if uri.partition(":")[0].partition("+")[0] != "sqlite":
         return None
-    database = make_url(uri).database or ":memory:"
+    database = uri.partition("://")[2].partition("?")[0].partition("/")[2] or ":memory:"
     return None if database.startswith((":memory:", "file:")) else Path(database).resolve()

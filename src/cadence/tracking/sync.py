@@ -13,8 +13,8 @@ from cadence.system.atomic_write import write_atomically
 from cadence.system.secrets import HIDDEN, redacted
 from cadence.tracking.metrics_file import FILE as METRICS
 from cadence.tracking.metrics_file import MetricsFile
+from cadence.tracking.mlflow.server import Mlflow
 from cadence.tracking.mlflow.sweep_runs import parent_of_folder
-from cadence.tracking.mlflow.tracker import Mlflow
 from cadence.tracking.run_file import FILE, RunFile
 from cadence.tracking.upload import Upload, UploadError
 
