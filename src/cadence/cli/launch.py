@@ -30,15 +30,13 @@ from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
 from cadence.config import checks as configs
-from cadence.system.secrets import redacted
+from cadence.system.signals import SIGNALS
 
 if TYPE_CHECKING:
     from cadence.config.schema import Config
 
 GRACE_SECONDS = 15.0
 """How long the others have to end by themselves when a process is gone."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Trained: TypeAlias = Callable[[DictConfig], tuple[float, float]]
 """Trains as a config says, and returns the objectives."""
@@ -223,7 +221,7 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
 
     file = RunFile.load(folder)
     if file is not None:
-        file.update(status=status, reason=redacted(reason), ended=milliseconds())
+        file.update(status=status, reason=reason, ended=milliseconds())
     if file is not None or (folder / FOLDER).exists():
         run_id = file.run.run_id if file else None
         mark_ended(folder, seed=settings.seed, mlflow_run_id=run_id, status=status)

@@ -1,18 +1,19 @@
 """The SQLite database that MLflow keeps runs in where no server does it: whole, or not there."""
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from sqlalchemy import Connection, create_engine
 
+from cadence.system.locks import waited_for
 from cadence.tracking.address import sqlite_file
 
 
 def one_at_a_time(uri: str) -> AbstractContextManager[Any]:
     """Keep two processes from opening a new database at once, which MLflow cannot."""
     file = sqlite_file(uri)
-    return nullcontext() if file is None else FileLock(f"{file}.lock")
+    return nullcontext() if file is None else waited_for(Path(f"{file}.lock"))
 
 
 def make_whole(uri: str) -> None:

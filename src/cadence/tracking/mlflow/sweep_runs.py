@@ -6,10 +6,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import mlflow
-from filelock import FileLock
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from cadence.system.locks import waited_for
 from cadence.system.secrets import in_one_line, redacted
 from cadence.tracking import address
 from cadence.tracking.mlflow.client import REFUSALS, experiment_id, open_client, refused
@@ -155,7 +155,7 @@ def parent_of_folder(uri: str, experiment: str, folder: Path) -> str:
     """
     client = open_client(uri)
     # Jobs begin at once. Where a folder is not, nothing but a delivery asks.
-    one_at_a_time = FileLock(folder / LOCK) if folder.is_dir() else nullcontext()
+    one_at_a_time = waited_for(folder / LOCK) if folder.is_dir() else nullcontext()
     with one_at_a_time, refused(uri):
         experiment_of_runs = experiment_id(client, uri, experiment)
         tags = {FOLDER: str(folder)}
