@@ -3,7 +3,7 @@
 import json
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +105,14 @@ def test_a_run_without_its_id_and_upload_state_begins_anew(tmp_path: Path) -> No
     (tmp_path / "run.json").write_text(json.dumps(held))
 
     assert loaded(tmp_path) == RUN
+
+
+def test_no_secret_that_is_put_in_is_held_in_memory_or_in_the_folder(tmp_path: Path) -> None:
+    secret = "http://me:pass-word@host"
+    run = replace(RUN, uri=secret, params={"a": secret}, tags={"b": secret}, texts={"c": secret})
+    file = RunFile(tmp_path, run)
+    file.update(reason=f"ValueError: {secret}")
+
+    assert "pass-word" not in repr(file.run) + (tmp_path / "run.json").read_text()
+    assert file.run.reason == "ValueError: http://me:***@host"
+    assert file.run.params == {"a": "http://me:***@host"}

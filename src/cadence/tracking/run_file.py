@@ -1,18 +1,19 @@
 """The one file of a run's folder that holds its id on the server, its status and its upload state.
 
-With the metrics file it is enough to make the run on a server that never heard of it. No secret is
-in it.
+With the metrics file it is enough to make the run on a server that never heard of it. Whatever is
+put in is redacted there, once for the file and for the server, which is sent what the file holds.
 """
 
 import json
 import logging
 import sys
 import threading
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cadence.system.atomic_write import write_atomically
+from cadence.system.secrets import redacted_tree
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class TrackedRun:
     key: str
     """The run's own name for itself, by which a server that made it is asked for it."""
     uri: str
-    """The tracking URI, redacted."""
+    """The tracking URI, without its secrets once a `RunFile` holds it."""
     experiment: str
     name: str
     params: dict[str, str]
@@ -83,6 +84,8 @@ class RunFile:
     Any thread may call any method. In another process only one that holds the lock of the run's
     `cadence.tracking.metrics_file.MetricsFile` changes the file.
 
+    Passwords and tokens are taken out of whatever is put in.
+
     Args:
         folder: The run's folder; it must be there before the first change.
         run: What the file holds, or is to hold from the first change on.
@@ -90,7 +93,7 @@ class RunFile:
 
     def __init__(self, folder: Path, run: TrackedRun) -> None:
         self._folder = folder
-        self._run = run
+        self._run = _redacted(run, {each.name: getattr(run, each.name) for each in fields(run)})
         self._changing = threading.RLock()
 
     @property
@@ -105,7 +108,7 @@ class RunFile:
             OSError: The disk does not take the file; the run in memory is changed nevertheless.
         """
         with self._changing:
-            self._run = replace(self._run, **changes)
+            self._run = _redacted(self._run, changes)
             write_atomically(self._folder / FILE, json.dumps(asdict(self._run), indent=2) + "\n")
             for former in (FORMER, FORMER_UPLOAD):
                 (self._folder / former).unlink(missing_ok=True)
@@ -129,16 +132,16 @@ class RunFile:
         """
         file = folder / FILE
         if file.exists():
-            fields = _read(file)
-            fields["upload"] = _upload_state(fields.get("upload", {}), file)
+            held = _read(file)
+            held["upload"] = _upload_state(held.get("upload", {}), file)
         elif (file := folder / FORMER).exists():
-            fields = _read(file)
-            fields["upload"], run_id = _former_upload_state(folder / FORMER_UPLOAD)
-            fields["run_id"] = run_id or fields.get("run_id")
+            held = _read(file)
+            held["upload"], run_id = _former_upload_state(folder / FORMER_UPLOAD)
+            held["run_id"] = run_id or held.get("run_id")
         else:
             return None
         try:
-            run = TrackedRun(**fields)
+            run = TrackedRun(**held)
         except TypeError as error:
             raise _damaged(file, error) from error
         home = folder.resolve()
@@ -148,14 +151,18 @@ class RunFile:
         return cls(folder, run)
 
 
+def _redacted(run: TrackedRun, changes: dict[str, Any]) -> TrackedRun:
+    return replace(run, **redacted_tree(changes))
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(file.read_text())
+        held = json.loads(file.read_text())
     except ValueError as error:
         raise _damaged(file, error) from error
-    if not isinstance(fields, dict):
-        raise _damaged(file, f"a {type(fields).__name__}")
-    return fields
+    if not isinstance(held, dict):
+        raise _damaged(file, f"a {type(held).__name__}")
+    return held
 
 
 def _damaged(file: Path, problem: object) -> DamagedRunFileError:
@@ -165,10 +172,10 @@ def _damaged(file: Path, problem: object) -> DamagedRunFileError:
     )
 
 
-def _upload_state(fields: Any, file: Path) -> UploadState:
+def _upload_state(held: Any, file: Path) -> UploadState:
     """Return how much a server has taken; all of it may have been where that is damaged."""
     try:
-        return UploadState(**fields)
+        return UploadState(**held)
     except TypeError:
         log.warning("%s: damaged; MLflow is sent again what it may have been sent already", file)
         return UNKNOWN
@@ -179,8 +186,8 @@ def _former_upload_state(file: Path) -> tuple[UploadState, str | None]:
     if not file.exists():
         return UploadState(), None
     try:
-        fields = _read(file)
+        held = _read(file)
     except DamagedRunFileError:
-        fields = {"damaged": True}
-    run_id = fields.pop("run_id", None)
-    return _upload_state(fields, file), run_id
+        held = {"damaged": True}
+    run_id = held.pop("run_id", None)
+    return _upload_state(held, file), run_id

@@ -76,7 +76,7 @@ class SweepRuns:
 
     def _is_usable(self, parent: str) -> bool:
         """Return whether a parent is there, in the experiment; if not, say so and keep it."""
-        run, place = _known(self._client, parent), redacted(self._uri)
+        run, place = _known(self._client, parent), self._uri
         if run is None:
             log.warning("%s does not know the sweep's run %s; it gets another there", place, parent)
             return False

@@ -17,7 +17,6 @@ from uuid import uuid4
 from cadence.engine.update import Outcome
 from cadence.metrics.record import Result
 from cadence.plan.clock import Clock
-from cadence.system.secrets import redacted
 from cadence.tracking.address import cannot_log
 from cadence.tracking.machine import Machine
 from cadence.tracking.metrics_file import MetricsFile
@@ -90,12 +89,12 @@ class Tracker:
         self._resumed_at = resumed_at
         run = TrackedRun(
             key=uuid4().hex,
-            uri=redacted(uri),
+            uri=uri,
             experiment=experiment,
             name=run_name,
-            params={name: redacted(param_text(value)) for name, value in params.items()},
-            tags={name: redacted(value) for name, value in tags.items()},
-            texts={name: redacted(text) for name, text in texts.items()},
+            params={name: param_text(value) for name, value in params.items()},
+            tags=dict(tags),
+            texts=dict(texts),
             run_id=run_id,
             parent=parent if isinstance(parent, str) else None,
             parent_folder=str(parent) if isinstance(parent, Path) else None,
@@ -234,7 +233,7 @@ class Tracker:
             self._metrics.close()
 
     def _end(self, error: BaseException | None) -> None:
-        reason = None if error is None else redacted(f"{type(error).__name__}: {error}")
+        reason = None if error is None else f"{type(error).__name__}: {error}"
         self._file.update(ended=milliseconds(), status=status_after(error), reason=reason)
 
 
