@@ -56,7 +56,7 @@ def quick_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a tracker deliver, and try again, at once instead of after seconds."""
     from cadence.tracking import upload as delivery
 
-    monkeypatch.setattr(delivery, "DELIVER_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "UPLOAD_SECONDS", 0.05)
     monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(delivery, "DOUBLINGS", 0)
 

@@ -57,7 +57,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def status_in_mlflow(uri: str, folder: Path) -> str:
-    run_id = json.loads((folder / "delivered.json").read_text())["run_id"]
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
     return str(mlflow.MlflowClient(uri).get_run(run_id).info.status)
 
 

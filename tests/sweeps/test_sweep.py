@@ -28,7 +28,7 @@ from told import in_mlflow, in_the_folder
 
 from cadence.sweeps import study as sweeps
 from cadence.tracking.mlflow.sweep_runs import SweepRuns, parent_of_folder
-from cadence.tracking.run_file import UploadState
+from cadence.tracking.run_file import RunFile, UploadState
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
 NAME = "step_size_digits_mlp"
@@ -542,7 +542,10 @@ def forget_the_last_point_in_mlflow(folder: Path, uri: str, run_id: str) -> None
         connection.commit()
     taken = next(at for at, line in enumerate(lines) if json.loads(line)["key"] == last["key"])
     size = len(b"".join(lines[:taken]))
-    UploadState(run_id=run_id, described=True, sending=size, points=size).save(folder)
+    file = RunFile.load(folder)
+    assert file is not None
+    assert file.run.run_id == run_id
+    file.update(upload=UploadState(described=True, sending=size, points=size))
     client = mlflow.MlflowClient(uri)
     client.set_tag(run_id, "cadence.reason", "its sweep died")
     client.set_terminated(run_id, "KILLED")

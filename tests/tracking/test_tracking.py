@@ -15,7 +15,7 @@ from told import in_mlflow, in_the_folder, tracker
 from cadence.engine.update import Outcome
 from cadence.plan.clock import Clock
 from cadence.tracking.mlflow.tracker import Tracker
-from cadence.tracking.run_file import DELIVERED, UploadState
+from cadence.tracking.run_file import FILE, RunFile, UploadState
 
 
 def the_run(uri: str, folder: Path) -> Run:
@@ -177,9 +177,11 @@ def test_points_that_are_sent_again_are_kept_once(
     with tracker(tracking_uri, tmp_path) as tracked:
         for sample, value in enumerate((0.1, math.nan, math.inf, -math.inf)):
             tracked.log("number", value, sample)
-    done = UploadState.load(tmp_path)
+    file = RunFile.load(tmp_path)
+    assert file is not None
+    done = file.run
 
-    UploadState(run_id=done.run_id, described=True, ended=True).save(tmp_path)
+    file.update(upload=UploadState(described=True, ended=True))
     with tracker(tracking_uri, tmp_path, resumed_at=4) as tracked:
         tracked.log("number", 1.0, 5)
 
@@ -223,13 +225,13 @@ def test_a_run_that_is_resumed_before_its_first_checkpoint_keeps_its_first_windo
     assert [point.step for point in points] == [10, 100, 200]
 
 
-def test_a_resumed_run_whose_note_of_what_was_delivered_is_lost_doubles_no_point(
+def test_a_resumed_run_whose_run_file_is_lost_doubles_no_point(
     tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with tracker(tracking_uri, tmp_path) as first:
         trained(first, range(1, 11))
-    note = tmp_path / DELIVERED
-    note.write_bytes(b"")
+    file = tmp_path / FILE
+    file.write_bytes(b"")
 
     with tracker(tracking_uri, tmp_path, resumed_at=50, run_id=first.run_id) as second:
         trained(second, range(6, 21))
@@ -239,7 +241,9 @@ def test_a_resumed_run_whose_note_of_what_was_delivered_is_lost_doubles_no_point
     assert points == in_the_folder(tmp_path)
     assert [point.step for point in points if point.key == "train/loss"] == [*range(10, 201, 10)]
     assert caplog.messages == [
-        f"{note}: damaged; MLflow is told anew what it may have been told already"
+        f"{file}: damaged (Expecting value: line 1 column 1 (char 0)); without it the run cannot "
+        "be uploaded, and its numbers are in metrics.jsonl; MLflow is sent again what it may have "
+        "been sent already"
     ]
 
 

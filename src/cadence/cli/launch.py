@@ -19,7 +19,6 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -31,15 +30,13 @@ from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
 from cadence.config import checks as configs
-from cadence.system.secrets import redacted
+from cadence.system.signals import SIGNALS
 
 if TYPE_CHECKING:
     from cadence.config.schema import Config
 
 GRACE_SECONDS = 15.0
 """How long the others have to end by themselves when a process is gone."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Trained: TypeAlias = Callable[[DictConfig], tuple[float, float]]
 """Trains as a config says, and returns the objectives."""
@@ -207,9 +204,9 @@ def _traces(folder: Path) -> dict[str, int]:
     """Return when each file was written that tells of a session: a new one has changed some."""
     from cadence.checkpoint.folder import FOLDER
     from cadence.metrics.summary import FILE as SUMMARY
-    from cadence.tracking.run_file import FILE as MANIFEST
+    from cadence.tracking.run_file import FILE as RUN
 
-    files = (folder / MANIFEST, folder / SUMMARY, folder / FOLDER, *(folder / FOLDER).glob("*.pt"))
+    files = (folder / RUN, folder / SUMMARY, folder / FOLDER, *(folder / FOLDER).glob("*.pt"))
     return {str(file): file.stat().st_mtime_ns for file in files if file.exists()}
 
 
@@ -218,21 +215,19 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
     from cadence.checkpoint.folder import FOLDER
     from cadence.metrics.summary import mark_ended
     from cadence.tracking.metrics_logger import milliseconds
-    from cadence.tracking.run_file import RunFile, UploadState
+    from cadence.tracking.run_file import RunFile
     from cadence.tracking.sync import delivered
     from cadence.tracking.upload import UploadError
 
-    manifest = RunFile.load(folder)
-    if manifest is not None:
-        manifest.status, manifest.reason = status, redacted(reason)
-        manifest.ended = milliseconds()
-        manifest.save(folder)
-    if manifest is not None or (folder / FOLDER).exists():
-        run_id = UploadState.load(folder).run_id
+    file = RunFile.load(folder)
+    if file is not None:
+        file.update(status=status, reason=reason, ended=milliseconds())
+    if file is not None or (folder / FOLDER).exists():
+        run_id = file.run.run_id if file else None
         mark_ended(folder, seed=settings.seed, mlflow_run_id=run_id, status=status)
-    if manifest is None or settings.track.offline:
+    if file is None or settings.track.offline:
         return
-    replace(UploadState.load(folder), ended=False).save(folder)
+    file.update_upload(ended=False)
     try:
         delivered(folder, settings.track.uri)
     except (UploadError, ValueError, OSError) as error:

@@ -49,9 +49,6 @@ def tracked(
     from cadence.tracking.mlflow.tracker import Tracker
     from cadence.tracking.provenance import environment, git_tags
 
-    known_run = None
-    if state is not None and folder.samefile(settings.resume or folder):
-        known_run = state.mlflow_run_id
     is_trial = in_multirun() and settings.track.run_id is not None
     if is_trial and not settings.track.offline:
         address.wait(settings.track.uri)  # the sweep made its run there
@@ -70,7 +67,7 @@ def tracked(
         },
         every=settings.track.every or max(1, share),
         folder=folder,
-        run_id=settings.track.run_id or known_run,
+        run_id=settings.track.run_id,
         resumed_at=state.clock.samples if state else 0 if settings.resume else None,
         parent=_parent(settings),
         offline=settings.track.offline,

@@ -84,9 +84,19 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
         raise configs.ConfigError(
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
+    if settings.track.name == "mlflow" and not settings.track.offline:
+        _start_mlflow(settings)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with run_lock(folder) if has_run_folder() else nullcontext():
         return _on_processes(cfg, settings)
+
+
+def _start_mlflow(settings: "Config") -> None:
+    """Let MLflow be imported beside torch, in a process of its own, where this one trains."""
+    from cadence.tracking.mlflow import server_process
+
+    if settings.distributed.name == "none" and not in_multirun() and not is_launched():
+        server_process.start()
 
 
 def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from cadence.system.signals import SIGNALS
 
 LOOK_SECONDS = 0.5
 """Between two looks at whether the parent is still there."""

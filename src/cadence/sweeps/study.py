@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -37,6 +36,7 @@ from sqlalchemy import text
 
 from cadence.config.changes import changes
 from cadence.sweeps.trials import OBJECTIVES
+from cadence.system.locks import held
 
 Point: TypeAlias = dict[str, Any]
 """A value for each searched key."""
@@ -316,15 +316,8 @@ def alone(folder: Path) -> Iterator[None]:
         ValueError: Another process is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise _in_use(str(folder)) from error
-    try:
+    with held(folder / ".lock", str(_in_use(str(folder)))):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -369,8 +369,8 @@ class CadenceSweeperImpl(OptunaSweeperImpl):
                 continue
             folder = Path(trial.user_attrs["folder"])
             try:
-                manifest = RunFile.load(folder)
-                if manifest is not None and manifest.status == "FINISHED":
+                file = RunFile.load(folder)
+                if file is not None and file.run.status == "FINISHED":
                     delivered(folder, self._config.track.uri)
             except (UploadError, ValueError, OSError) as error:
                 log.warning("trial %d: %s", trial.number, in_one_line(error))
