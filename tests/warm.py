@@ -30,7 +30,7 @@ IMPORTED = (
         "cadence.sweeps.report",
         "cadence.tracking.mlflow.tracker",
     ),
-    "hydra_plugins.cadence_sweeper._impl",
+    "hydra_plugins.cadence_sweeper._trial_loop",
 )
 """What takes long to import, and what no test replaces."""
 

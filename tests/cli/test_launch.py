@@ -252,7 +252,7 @@ def test_each_trial_of_a_sweep_starts_its_own_processes(
     trials = optuna.load_study(
         study_name=study.study_name, storage=f"sqlite:///{folder}/study.db"
     ).trials
-    assert [trial.user_attrs["processes"] for trial in trials] == [2, 2]
+    assert [trial.user_attrs["summary"]["processes"] for trial in trials] == [2, 2]
     for trial in trials:
         own = summary(folder / "trials" / str(trial.number))
         assert trial.values == [own["val_loss"], own["samples_per_second"]]

@@ -136,9 +136,9 @@ def build(group: str, node: Mapping[str, Any], *first: Any, **filled: Any) -> An
         raise ConfigError(f"{group}._target_={target}: {in_one_line(error)}") from error
 
 
-def quoted(path: Path) -> str:
-    """Return a path as an override's value, with whatever quotes and backslashes it has."""
-    inside = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + (r"\'" if end[2] else ""), str(path))
+def quoted(text: Path | str) -> str:
+    """Return text as an override's value, with whatever quotes and backslashes it has."""
+    inside = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + (r"\'" if end[2] else ""), str(text))
     return f"'{inside}'"
 
 
