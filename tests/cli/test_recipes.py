@@ -21,10 +21,10 @@ def first_losses(recipe: str, count: int = 10) -> list[float]:
     from hydra.utils import execution_whitelist
 
     from cadence.cli.train import TRUSTED_TARGETS
-    from cadence.config import checks as configs
+    from cadence.config.checks import checked
 
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
-        run = build(configs.checked(compose("config", [f"experiment={recipe}", "device=cpu"])))
+        run = build(checked(compose("config", [f"experiment={recipe}", "device=cpu"])))
     model, optimizer = run.trainer.model, run.trainer.optimizer
     losses = []
     for window in windows(run.train_loader):

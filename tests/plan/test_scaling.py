@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cadence.cli.build import Run, build, effective_batch
 from cadence.cli.train import TRUSTED_TARGETS
-from cadence.config import checks as configs
+from cadence.config.checks import checked
 from cadence.plan.scaling import scaled
 
 ADAM = {"lr": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1}
@@ -75,7 +75,7 @@ def built(*overrides: str) -> tuple[int, Run]:
     """A run on the 1,437 digits in mini-batches of 500, and its effective batch."""
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
         cfg = compose("config", ["data.batch_size=500", "scaling=sqrt", *overrides])
-        settings = configs.checked(cfg)
+        settings = checked(cfg)
         run = build(settings)
     return effective_batch(settings, run.data, settings.trainer.step_size), run
 

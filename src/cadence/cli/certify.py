@@ -19,7 +19,8 @@ from cadence.cli.run import ROOT
 from cadence.cli.secrets import MULTIRUN
 from cadence.cli.train import TRUSTED_TARGETS
 from cadence.cli.usage import with_own_help
-from cadence.config import checks as configs
+from cadence.config.checks import checked
+from cadence.config.errors import ConfigError
 
 USAGE = "usage: python -m src.certify [overrides]"
 
@@ -34,10 +35,10 @@ def certify(cfg: DictConfig) -> None:
 
 
 def _certify(cfg: DictConfig) -> bool:
-    settings = configs.checked(cfg)
+    settings = checked(cfg)
     if settings.sweep is not None:
         option = HydraConfig.get().runtime.choices["sweep"]
-        raise configs.ConfigError(
+        raise ConfigError(
             f"sweep={option}: a certificate is of one run; leave it out, and give one step_size"
         )
     run = build(settings)
@@ -66,7 +67,7 @@ def main() -> None:
     with command_line():
         sys.argv[1:] = with_own_help(sys.argv[1:], f"{__doc__}\n{USAGE}\n")
         if MULTIRUN & set(sys.argv):
-            raise configs.ConfigError(
+            raise ConfigError(
                 "--multirun: a certificate is of one run; try python -m src.certify once for each"
             )
         sys.argv[1:] = [*with_one_schedule(sys.argv[1:]), *WITHOUT_A_TRACE]

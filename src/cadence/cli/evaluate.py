@@ -21,7 +21,8 @@ from cadence.cli.resume import began_with, run_folder
 from cadence.cli.run import ROOT
 from cadence.cli.train import TRUSTED_TARGETS
 from cadence.cli.usage import HELP
-from cadence.config import checks as configs
+from cadence.config.checks import checked
+from cadence.config.errors import ConfigError
 
 USAGE = "usage: python -m src.evaluate run=<run folder, or last> [overrides]"
 
@@ -40,10 +41,10 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
 
     arguments = with_one_schedule([*began_with(folder), *overrides])
     with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
-        settings = configs.checked(compose("config", arguments))
+        settings = checked(compose("config", arguments))
         run = build(settings)
     if run.val_loader is None:
-        raise configs.ConfigError("data: there is no held-out data to evaluate on")
+        raise ConfigError("data: there is no held-out data to evaluate on")
     state, file = best(folder / FOLDER)
     run.trainer.restore(state)
     evaluation = run.trainer.evaluate(run.val_loader)
@@ -62,7 +63,7 @@ def main() -> None:
     )
     with command_line():
         if not runs:
-            raise configs.ConfigError(f"run= is missing; {USAGE}")
+            raise ConfigError(f"run= is missing; {USAGE}")
         overrides = [argument for argument in given if not argument.startswith("run=")]
         folder = run_folder("run", runs[-1], ROOT / "mlruns" / "runs")
         evaluate(folder, overrides)

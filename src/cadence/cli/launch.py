@@ -30,7 +30,7 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
-from cadence.config import checks as configs
+from cadence.config.errors import explained
 from cadence.system.secrets import redacted
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def _work(
             time.time(),
             not isinstance(error, ProcessLostError),
             type(error).__name__,
-            configs.explained(error),
+            explained(error),
             traceback.format_exc(),
         )
         with suppress(KeyboardInterrupt):  # told to end: so it does

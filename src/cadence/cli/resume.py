@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence.cli.build import WINDOW
 from cadence.config.changes import changes
-from cadence.config.checks import ConfigError, quoted
+from cadence.config.checks import quoted
+from cadence.config.errors import ConfigError
 from cadence.system.atomic_write import copy_atomically, write_atomically
 from cadence.system.secrets import HIDDEN, redacted
 

@@ -39,6 +39,7 @@ from cadence.cli.resume import (
 from cadence.cli.run import ROOT, facts, in_multirun, summarised, tracked, where_to_look
 from cadence.cli.secrets import with_secrets_in_environment
 from cadence.config import checks as configs
+from cadence.config.errors import ConfigError
 from cadence.plan.shares import Plan
 from cadence.system.locks import run_lock
 from cadence.system.secrets import redact_files, redact_logs
@@ -77,12 +78,12 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
     settings = configs.checked(cfg)
     if settings.sweep is not None and settings.resume is None and not in_multirun():
         option = HydraConfig.get().runtime.choices["sweep"]
-        raise configs.ConfigError(
+        raise ConfigError(
             f"sweep={option}: a sweep is many runs; try python -m src.train --multirun "
             f"sweep={option}"
         )
     if settings.track.log_model and settings.track.offline:
-        raise configs.ConfigError(
+        raise ConfigError(
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -95,7 +96,7 @@ def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
     count = processes_wanted(settings)
     check_device(settings, count)
     if is_launched() and in_multirun():
-        raise configs.ConfigError(
+        raise ConfigError(
             "--multirun: torchrun starts the processes of one run; without it each trial of a "
             "sweep starts its own by distributed=ddp distributed.processes="
         )

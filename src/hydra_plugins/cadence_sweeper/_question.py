@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 
-from cadence.config.checks import ConfigError, flattened
+from cadence.config.checks import flattened
+from cadence.config.errors import ConfigError
 from cadence.sweeps import study as sweeps
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 
