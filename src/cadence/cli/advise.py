@@ -18,18 +18,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cadence.cli.build import build
+from cadence.cli.compose import run_task
+from cadence.cli.conf_folders import with_conf_folders
 from cadence.cli.errors import command_line, errors_in_one_line
 from cadence.cli.overrides import with_one_schedule
 from cadence.cli.processes import WITHOUT_A_TRACE
 from cadence.cli.resume import run_folder
 from cadence.cli.run import OF_NOW, ROOT
 from cadence.cli.secrets import MULTIRUN
-from cadence.cli.train import TRUSTED_TARGETS
 from cadence.cli.usage import with_own_help
 from cadence.config.checks import checked, flattened
 from cadence.config.errors import ConfigError
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 USAGE = "usage: python -m src.advise [overrides], or run=<run folder, or last>"
 
 
-@hydra.main(
-    config_path=str(ROOT / "conf"), config_name="config", execution_whitelist=TRUSTED_TARGETS
-)
 def advise(cfg: DictConfig) -> None:
     """Print what is predicted for each step_size of the config's run, and what to choose."""
     with errors_in_one_line():
@@ -237,5 +234,5 @@ def main() -> None:
             raise ConfigError(
                 "--multirun: an advice is of one run, for all step_sizes at once; leave it out"
             )
-        sys.argv[1:] = [*WITHOUT_A_TRACE, *with_one_schedule(sys.argv[1:])]
-        advise()
+        sys.argv[1:] = [*WITHOUT_A_TRACE, *with_one_schedule(with_conf_folders(sys.argv[1:]))]
+        run_task(advise)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from cadence.config import project
 from cadence.config.errors import explained
 from cadence.system.secrets import redacted
 
@@ -43,7 +44,7 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         if _WITH_TRACEBACK:
             sys.exit(redacted(traceback.format_exc()))
-        sys.exit(f"error: {redacted(explained(error))}")
+        sys.exit(f"error: {redacted(project.as_typed(explained(error)))}")
 
 
 @contextmanager

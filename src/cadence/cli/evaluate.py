@@ -11,16 +11,15 @@ import logging
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.utils import execution_whitelist
-
 from cadence.cli.build import build
+from cadence.cli.compose import composed
+from cadence.cli.conf_folders import with_conf_folders
 from cadence.cli.errors import command_line
 from cadence.cli.overrides import with_one_schedule
 from cadence.cli.resume import began_with, run_folder
 from cadence.cli.run import ROOT
-from cadence.cli.train import TRUSTED_TARGETS
 from cadence.cli.usage import HELP
+from cadence.config import project
 from cadence.config.checks import checked
 from cadence.config.errors import ConfigError
 
@@ -39,10 +38,8 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
     from cadence.checkpoint.folder import FOLDER, best
     from cadence.display.terminal import open_console, print_evaluation
 
-    arguments = with_one_schedule([*began_with(folder), *overrides])
-    with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
-        settings = checked(compose("config", arguments))
-        run = build(settings)
+    typed = [*began_with(folder), *overrides]
+    run = build(checked(composed(with_one_schedule(with_conf_folders(typed, folder)))))
     if run.val_loader is None:
         raise ConfigError("data: there is no held-out data to evaluate on")
     state, file = best(folder / FOLDER)
@@ -55,7 +52,7 @@ def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
     given = sys.argv[1:]
     if HELP & {*given}:
-        print(f"{__doc__}\n{USAGE}")
+        print(project.as_typed(f"{__doc__}\n{USAGE}"))
         return
     runs = [argument.removeprefix("run=") for argument in given if argument.startswith("run=")]
     logging.basicConfig(

@@ -1,4 +1,4 @@
-"""The hall: compose, build, train, return the objectives.
+"""Train a PyTorch model as a config says: compose, build, train, return the objectives.
 
     python -m src.train trainer.step_size=16
 
@@ -11,11 +11,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cadence.cli.build import WINDOW, Run, build, planned_step_sizes
+from cadence.cli.compose import run_task
 from cadence.cli.errors import command_line, errors_in_one_line, logged_with_traceback
 from cadence.cli.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
 from cadence.cli.launch import launched
@@ -42,7 +42,7 @@ from cadence.config import checks as configs
 from cadence.config.errors import ConfigError
 from cadence.plan.shares import Plan
 from cadence.system.locks import run_lock
-from cadence.system.secrets import redact_files, redact_logs
+from cadence.system.secrets import redact_files
 
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State
@@ -50,22 +50,7 @@ if TYPE_CHECKING:
     from cadence.distributed.process_group import ProcessGroup
     from cadence.metrics.record import Observer
 
-TRUSTED_TARGETS = (
-    "cadence.data.*",
-    "cadence.models.*",
-    "cadence.objectives.*",
-    "torch.optim.*",
-)
-"""What a config may name as ``_target_``: configs are code, so everything else is refused. Add the
-module of your own model or data set here, such as ``"my_project.models.*"``."""
 
-configs.register(ROOT)
-redact_logs()
-
-
-@hydra.main(
-    config_path=str(ROOT / "conf"), config_name="config", execution_whitelist=TRUSTED_TARGETS
-)
 def train(cfg: DictConfig) -> tuple[float, float]:
     """Train as the config says, and return ``(val_loss, samples_per_second)``."""
     # In a multirun the sweeper wants a failed trial's exception.
@@ -104,7 +89,7 @@ def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
         return trained(cfg)
     if settings.resume is None:
         planned_step_sizes(settings, count, None)
-    return launched(trained, TRUSTED_TARGETS, cfg, settings, count)
+    return launched(trained, cfg, settings, count)
 
 
 def trained(cfg: DictConfig) -> tuple[float, float]:
@@ -187,4 +172,4 @@ def main() -> None:
     with command_line():
         arguments = with_one_schedule(with_resume(sys.argv[1:], ROOT / "mlruns" / "runs"))
         sys.argv[1:] = without_a_trace(with_secrets_in_environment(arguments))
-        train()
+        run_task(train)

@@ -15,17 +15,22 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from cadence.config import project
 from cadence.config.errors import ConfigError, unknown_key
 from cadence.config.keys import in_words, keys, meaning
 from cadence.config.schema import SCHEMAS, Config, DistributedConfig
 from cadence.plan.window import StepSizeSchedule
 
 
-def register(project: Path) -> None:
-    """Make the schemas known to Hydra, and the project's folder known to conf/ as ``${root:}``."""
+def register(root: Path) -> None:
+    """Make the schemas known to Hydra, and to conf/ the project's folder as ``${root:}``.
+
+    ``${command:train}`` there is that command as this process was started.
+    """
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(group="schema", name=name, node=schema, replace=True)
-    OmegaConf.register_resolver("root", lambda: str(project), replace=True)
+    OmegaConf.register_resolver("root", lambda: str(root), replace=True)
+    OmegaConf.register_resolver("command", project.command, replace=True)
 
 
 def checked(cfg: DictConfig) -> Config:
@@ -89,7 +94,7 @@ def _added_key(cfg: DictConfig, name: str) -> str:
     return name
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """Return a path as an override's value, with whatever quotes and backslashes it has."""
     inside = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + (r"\'" if end[2] else ""), str(path))
     return f"'{inside}'"

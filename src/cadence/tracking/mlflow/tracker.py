@@ -35,6 +35,7 @@ from mlflow.utils.validation import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
+from cadence.config.project import command
 from cadence.engine.update import Outcome
 from cadence.metrics.record import Result
 from cadence.plan.clock import Clock
@@ -357,7 +358,7 @@ def param_text(value: Any) -> str:
 
 
 def _sync(folder: Path) -> str:
-    return f"python -m src.sync {shlex.quote(str(folder))}"
+    return f"{command('sync')} {shlex.quote(str(folder))}"
 
 
 class _Machine(SystemMetricsMonitor):
