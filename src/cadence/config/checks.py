@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from cadence.config import project
+from cadence.config import project, trust
 from cadence.config.errors import ConfigError, unknown_key
 from cadence.config.keys import in_words, keys, meaning
 from cadence.config.schema import SCHEMAS, Config, DistributedConfig
@@ -40,7 +40,7 @@ def checked(cfg: DictConfig) -> Config:
     or is a user's own.
 
     Raises:
-        ConfigError: A value is missing or out of its limits.
+        ConfigError: A value is missing or out of its limits, or a target is not trusted.
     """
     for key in sorted(OmegaConf.missing_keys(cfg)):
         group, _, name = key.rpartition(".")
@@ -67,6 +67,7 @@ def checked(cfg: DictConfig) -> Config:
         setattr(config, group, plain)
         if not isinstance(plain, dict) or "_target_" not in plain:
             raise ConfigError(f"{group}: no _target_ in it; conf/{group}/NAME.yaml must name one")
+        trust.check(group, plain)
     _check_user_data(config.data)
     _check_distributed(config.distributed)
     return config

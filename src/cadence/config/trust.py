@@ -168,15 +168,17 @@ def _in_pyproject(file: Path) -> list[Any]:
     if not file.is_file():
         return []
     try:
-        trusted = tomllib.loads(file.read_text("utf-8")).get("tool", {}).get("cadence", {})
+        said = tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: it cannot be read ({error})") from error
-    found = trusted.get("trusted", [])
-    if not isinstance(found, list):
-        raise ConfigError(
-            f'{file}: [tool.cadence] trusted={found}: must be a list, such as ["my_project.*"]'
-        )
-    return found
+    match said:
+        case {"tool": {"cadence": {"trusted": [*patterns]}}}:
+            return patterns
+        case {"tool": {"cadence": {"trusted": other}}}:
+            raise ConfigError(
+                f'{file}: [tool.cadence] trusted={other}: must be a list, such as ["my_project.*"]'
+            )
+    return []
 
 
 def _checked(pattern: Any, where: str) -> str:
