@@ -28,7 +28,7 @@ from cadence import Callback, Trainer
 from cadence.checkpoint.file_format import read
 from cadence.checkpoint.folder import FOLDER, Checkpoints, latest
 from cadence.cli.resume import OVERRIDES, with_resume
-from cadence.config.checks import ConfigError
+from cadence.config.errors import ConfigError
 from cadence.data import TensorData, loader
 from cadence.metrics.result import Result, Window
 from cadence.models.mlp import mlp

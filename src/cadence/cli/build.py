@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cadence.config import checks as configs
+from cadence.config import instantiate
+from cadence.config.errors import ConfigError
 from cadence.plan.shares import Plan, SharedStepSizes, even
 from cadence.plan.window import DEFAULT_STEP_SIZE, StepSizeSchedule
 
@@ -69,11 +70,11 @@ def build(
     spare_dynamo()
 
     own = {"batch_size", "workers", "objective"}
-    data: Data = configs.build(
+    data: Data = instantiate.build(
         "data", {key: value for key, value in settings.data.items() if key not in own}
     )
-    objective = configs.build("data.objective", settings.data["objective"])
-    model = configs.build(
+    objective = instantiate.build("data.objective", settings.data["objective"])
+    model = instantiate.build(
         "model", settings.model, input_shape=list(data.input_shape), outputs=data.outputs
     ).to(device)
     _check_fit(settings, data)
@@ -151,16 +152,14 @@ def _check_fit(settings: "Config", data: "Data") -> None:
         inputs = data.train.gathered(torch.tensor([0]))[0]
         if inputs.is_floating_point() == takes_tokens:
             kinds = ("tokens", "numbers", "mlp") if takes_tokens else ("numbers", "tokens", "gpt")
-            raise configs.ConfigError(
+            raise ConfigError(
                 "model._target_={}: it takes {}, the data has {}; try model={}".format(
                     target, *kinds
                 )
             )
     outputs = settings.model.get("outputs")
     if outputs is not None and outputs < data.outputs:
-        raise configs.ConfigError(
-            f"model.outputs={outputs}: the data needs {data.outputs}; null = as many"
-        )
+        raise ConfigError(f"model.outputs={outputs}: the data needs {data.outputs}; null = as many")
 
 
 def _check_coupling(
@@ -198,7 +197,7 @@ def _optimizer(
         effective_batch(settings, data, window),
         settings.scaling.reference or effective_batch(settings, data, DEFAULT_STEP_SIZE),
     )
-    optimizer: torch.optim.Optimizer = configs.build(
+    optimizer: torch.optim.Optimizer = instantiate.build(
         "optimizer", arguments, list(model.parameters()), fused=_can_be_fused(model) or None
     )
     return optimizer

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,8 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
-from cadence.config import checks as configs
+from cadence.config import trust
+from cadence.config.errors import explained
 from cadence.system.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -64,13 +65,12 @@ class ProcessFailure(NamedTuple):
 
 
 def launched(
-    trained: Trained, trusted: Sequence[str], cfg: DictConfig, settings: "Config", count: int
+    trained: Trained, cfg: DictConfig, settings: "Config", count: int
 ) -> tuple[float, float]:
     """Train on processes of their own, and return what process 0 does.
 
     Args:
         trained: Trains in one of them; a function of a module, which each of them imports.
-        trusted: What a config may name as ``_target_``.
         cfg: The composed config, which each of them is given.
         settings: The same as plain values.
         count: How many they are.
@@ -108,7 +108,7 @@ def launched(
             _work,
         )
         try:
-            returned = launch(trained, trusted, cfg, HydraConfig.instance().cfg, Path(failures))
+            returned = launch(trained, cfg, HydraConfig.instance().cfg, Path(failures))
         except ChildFailedError as error:
             failure = _first(Path(failures), error)
             status = "KILLED" if signals else "FAILED"
@@ -238,7 +238,7 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
 
 
 def _work(
-    trained: Trained, trusted: Sequence[str], cfg: DictConfig, hydra: Any, failures: Path
+    trained: Trained, cfg: DictConfig, hydra: Any, failures: Path
 ) -> tuple[float, float] | int:
     """Train as one of several processes; return the objectives, or the signal that ended it."""
     from cadence.distributed.lost import ProcessLostError
@@ -250,12 +250,12 @@ def _work(
     setup_globals()
     HydraConfig.instance().cfg = hydra
     try:
-        with execution_whitelist(trusted):
-            if rank == 0:
+        if rank == 0:
+            with execution_whitelist(trust.patterns()):  # of the log's handlers as well
                 configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
-            else:
-                logging.getLogger().addHandler(logging.NullHandler())
-            return trained(cfg)
+        else:
+            logging.getLogger().addHandler(logging.NullHandler())
+        return trained(cfg)
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         _leave_if_orphaned(number)
@@ -266,7 +266,7 @@ def _work(
             time.time(),
             not isinstance(error, ProcessLostError),
             type(error).__name__,
-            configs.explained(error),
+            explained(error),
             traceback.format_exc(),
         )
         with suppress(KeyboardInterrupt):  # told to end: so it does

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence.cli.build import Run, effective_batch
 from cadence.config import checks as configs
+from cadence.config import project
 from cadence.plan.window import StepSizeSchedule
 from cadence.system.secrets import redacted
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from cadence.config.schema import Config
     from cadence.tracking.mlflow.tracker import Tracker
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = project.root()
+"""The folder of mlruns/ and sweeps/, for a process works in one project."""
 
 OF_NOW = ("resume", "track.run_id")
 """Keys that say where a run is kept and not what it is: no params to compare runs by."""
@@ -189,11 +191,12 @@ def where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") -
     """
     look = {"run folder": str(folder)}
     if tracker and settings.track.offline:
-        look["MLflow run"] = f"to be delivered by python -m src.sync {folder}"
+        look["MLflow run"] = f"to be delivered by {project.command('sync')} {folder}"
     elif tracker:
         look["MLflow run"] = f"{tracker.run_id} in experiment {settings.track.experiment}"
         ours = settings.track.uri == f"sqlite:///{ROOT}/mlruns/mlflow.db"
         uri = redacted(settings.track.uri)
+        ui = "cadence ui" if project.is_entered() else "make ui"
         command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
-        look["compare runs"] = "make ui" if ours else command
+        look["compare runs"] = ui if ours else command
     return look

@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from cadence.config.checks import ConfigError
+from cadence.config.errors import ConfigError
 
 
 def failed(error: Exception) -> JobReturn:

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from cadence.config.checks import ConfigError, flattened
+from cadence.config.checks import flattened
+from cadence.config.errors import ConfigError
 from cadence.sweeps.definition import SearchDefinition
 from cadence.sweeps.points import check_grid
 from hydra_plugins.cadence_sweeper._search_space import SearchSpace, read_space, text_of

@@ -27,7 +27,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from cadence.checkpoint.folder import has_begun
-from cadence.config.checks import ConfigError, checked, explained, quoted
+from cadence.config.checks import checked, quoted
+from cadence.config.errors import ConfigError, explained
 from cadence.display.terminal import open_console
 from cadence.sweeps import study as studies
 from cadence.sweeps.definition import SearchDefinition

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
+from cadence.config.project import command
 from cadence.engine.update import Outcome
 from cadence.metrics.result import Result, Window
 from cadence.metrics.summary import status_after
@@ -266,4 +267,4 @@ class Tracker(callback.Tracker):
 
 
 def _sync(folder: Path) -> str:
-    return f"python -m src.sync {shlex.quote(str(folder))}"
+    return f"{command('sync')} {shlex.quote(str(folder))}"
