@@ -14,6 +14,7 @@ import pytest
 from conftest import CommandLine
 from optuna.trial import TrialState
 from told import in_mlflow, in_the_folder, tracker
+from waiting import until
 
 from cadence.checkpoint.folder import latest
 from cadence.tracking import upload as delivery
@@ -271,8 +272,8 @@ def test_a_study_that_another_process_locks_is_waited_for(
             *("--multirun", "sweep=step_size", f"hydra.sweep.dir={sweep}", "track=none"),
             *("hydra.sweeper.n_trials=2", "trainer.max_samples=64"),
         )
-        while not (sweep / "trials" / "0" / "train.log").exists():
-            assert not running.done()
+        log = sweep / "trials" / "0" / "train.log"
+        until(log.exists, "the first trial", alive=lambda: not running.done())
         with locked(sweep / "study.db"), pytest.raises(TimeoutError):
             running.result(SECONDS_THAT_OPTUNA_WAITS + 2)
         ended = running.result()

@@ -34,6 +34,7 @@ TWO_GPUS = (
 
 FAILING = """
 import builtins, os, sys
+from waiting import until
 
 imported = builtins.__import__
 
@@ -127,8 +128,7 @@ def ran_through(*arguments: str) -> bool:
 
 def after_some_progress(folder: Path) -> None:
     last = folder / "checkpoints" / "last.pt"
-    while not last.exists():
-        time.sleep(0.05)
+    until(last.exists, "a checkpoint", every=0.05)
     time.sleep(0.5)
 
 

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from told import in_mlflow, in_the_folder
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
+from waiting import until
 from warm import Warm
 
 from cadence import Callback, Trainer
@@ -258,9 +258,8 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_curves_in_the_same_places(
     folder = tmp_path / "killed"
     assert command(*arguments, f"hydra.run.dir={undisturbed}").returncode == 0
     dying = started([*arguments, f"hydra.run.dir={folder}"])
-    while not (folder / "checkpoints" / "previous.pt").exists():
-        assert dying.poll() is None
-        time.sleep(0.002)
+    previous = folder / "checkpoints" / "previous.pt"
+    until(previous.exists, "two saves", alive=lambda: dying.poll() is None, every=0.002)
     dying.send_signal(number)
     dying.communicate(timeout=120)
     assert dying.returncode == code
@@ -550,9 +549,8 @@ def test_a_folder_that_is_used_again_holds_nothing_of_the_run_before(
         ["trainer.max_epochs=100000", "trainer.checkpoint_every=1000000000", "track=none",
          "trainer.evaluate_every=1000000000", "seed=1", f"hydra.run.dir={folder}"]
     )  # fmt: skip
-    while "seed=1" not in (folder / ".hydra" / "overrides.yaml").read_text():
-        assert again.poll() is None
-        time.sleep(0.01)
+    kept = folder / OVERRIDES
+    until(lambda: "seed=1" in kept.read_text(), "another run", alive=lambda: again.poll() is None)
 
     again.kill()
     again.communicate(timeout=60)

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT
+from waiting import until
 
 from cadence.checkpoint.folder import FOLDER, latest
 
@@ -221,11 +222,9 @@ def loading(project: Path) -> "Iterator[tuple[subprocess.Popen[str], list[psutil
         start_new_session=True,
     )
     run = psutil.Process(process.pid)
-    while len(workers := run.children()) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
+    until(lambda: len(run.children()) >= 2, "two workers", alive=lambda: process.poll() is None)
     time.sleep(0.5)  # now they load
-    yield process, workers
+    yield process, run.children()
     process.kill()
     process.communicate()
 

@@ -25,6 +25,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from told import in_mlflow, in_the_folder
+from waiting import until
 
 from cadence.sweeps import study as studies
 from cadence.sweeps.definition import SearchDefinition
@@ -386,8 +387,8 @@ def test_a_sweep_that_was_cut_off_goes_on_and_asks_the_lost_point_again(
     )
     assert dying.stdout is not None
     assert next(line for line in dying.stdout if line.startswith("trial 0: "))
-    while not (tmp_path / "sweep" / "trials" / "1" / "checkpoints" / "last.pt").exists():
-        assert dying.poll() is None
+    saved = tmp_path / "sweep" / "trials" / "1" / "checkpoints" / "last.pt"
+    until(saved.exists, "a checkpoint", alive=lambda: dying.poll() is None)
     dying.send_signal(number)
     dying.communicate(timeout=60)
     assert dying.returncode == (-9 if number == signal.SIGKILL else 130)

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, CommandLine
 from serving import MlflowServer, free_port
 from told import in_mlflow, in_the_folder, tracker
+from waiting import until
 
 from cadence.cli import sync
 from cadence.tracking import address
@@ -64,8 +65,7 @@ def synced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def wait_until_delivered(folder: Path) -> None:
     """Wait until MLflow has all that is in the folder's file by now."""
     size = (folder / FILE).stat().st_size
-    while run_file(folder).run.upload.points < size:
-        pass
+    until(lambda: run_file(folder).run.upload.points >= size, "MLflow has everything")
 
 
 @pytest.mark.slow
@@ -81,12 +81,10 @@ def test_a_server_that_is_killed_and_restarted_three_times_costs_no_point_and_no
                 wait_until_delivered(tmp_path)
                 server.kill()
             if sample in (1400, 2400, 3900):
-                while len(caplog.messages) % 2 == 0:  # until it is said that the server is away
-                    pass
+                until(lambda: len(caplog.messages) % 2, "it is said that the server is away")
                 server.start()
                 wait_until_delivered(tmp_path)
-                while len(caplog.messages) % 2 == 1:
-                    pass
+                until(lambda: len(caplog.messages) % 2 == 0, "it is said that the server is back")
 
     assert in_mlflow(server.uri, tracked.run_id) == in_the_folder(tmp_path)
     numbers = [point.step for point in in_the_folder(tmp_path) if point.key == "number"]
@@ -162,8 +160,7 @@ def test_a_sweep_waits_between_two_trials_for_a_server_that_went_away_but_not_fo
     assert str(refused.value).endswith("; correct it, or train without by track=none")
     with ThreadPoolExecutor(1) as pool:
         child = pool.submit(lineage.child, 7)
-        while not caplog.messages:
-            assert not child.done()
+        until(lambda: caplog.messages, "it is said", alive=lambda: not child.done())
         server.start()
         run = mlflow.MlflowClient(server.uri).get_run(child.result())
 
@@ -283,8 +280,11 @@ def test_a_killed_run_is_delivered_up_to_the_last_point_in_its_file(
         stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while not (folder / FILE).exists() or (folder / FILE).stat().st_size == 0:
-        assert running.poll() is None
+    until(
+        lambda: (folder / FILE).exists() and (folder / FILE).stat().st_size,
+        "a number in its file",
+        alive=lambda: running.poll() is None,
+    )
     refused = synced(folder)
     running.kill()
     running.wait()

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from waiting import until
 
 from cadence.tracking import upload as delivery
 from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
@@ -114,7 +115,7 @@ def all_told(folder: Path, journal: MetricsFile, server: ShakyServer) -> bool:
     telling = Upload(run_file(folder), folder, journal, server)
     try:
         telling.begin()
-        while telling.send_batch():
+        for _ in iter(telling.send_batch, 0):
             pass
         telling.end()
     except UploadError:
@@ -131,8 +132,7 @@ def test_whatever_fails_each_point_arrives_once_in_one_run(
     folder = tmp_path_factory.mktemp("run")
     server = ShakyServer(fates)
     with patch.object(delivery, "BATCH", 10), closing(filled(folder, range(25))) as journal:
-        while not all_told(folder, journal, server):
-            pass
+        until(lambda: all_told(folder, journal, server), "everything is uploaded", every=0)
 
     assert server.runs == ["key"]
     assert server.described == {"key"}
@@ -218,7 +218,10 @@ def test_an_outage_is_said_once_and_its_end_once(
         telling = Upload(run_file(tmp_path), tmp_path, journal, server)
         telling.begin()
         courier = BackgroundUpload(telling)
-        until(lambda: bool(server.points) and saved(tmp_path).points == journal.size)
+        until(
+            lambda: server.points and saved(tmp_path).points >= journal.size,
+            "everything is uploaded",
+        )
         assert courier.finish()
 
     assert caplog.messages == [
