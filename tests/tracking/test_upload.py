@@ -95,14 +95,6 @@ def points(steps: range) -> list[LoggedMetric]:
     return [LoggedMetric("train/loss", 1 / (step + 1), step, 1_000 + step) for step in steps]
 
 
-def until(holds: Callable[[], bool]) -> None:
-    """Wait, at most a minute."""
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def filled(folder: Path, steps: range) -> MetricsFile:
     journal = MetricsFile(folder)
     journal.append(points(steps))
