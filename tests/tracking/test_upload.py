@@ -1,8 +1,7 @@
 """From a run's folder to a server that fails in every way: nothing is lost, nothing is doubled."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from unittest.mock import patch
