@@ -10,10 +10,12 @@ from optuna.distributions import BaseDistribution
 
 from cadence.config.checks import flattened
 from cadence.config.errors import ConfigError
+from cadence.config.keys import marked
+from cadence.config.schema import SESSION
 from cadence.sweeps import study as sweeps
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 
-NOT_ASKED = ("track.", "sweep.", "resume")
+NOT_ASKED = marked(SESSION)
 """Keys that may differ between the sessions of one sweep."""
 
 SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
