@@ -6,12 +6,15 @@ They are started by `cadence.cli.launch`, or by torchrun:
         -m src.train distributed=ddp
 """
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cadence.config.errors import ConfigError
+from cadence.config.keys import marked
+from cadence.config.schema import SAME_ON_ALL
 
 if TYPE_CHECKING:
     from cadence.cli.build import Run
@@ -132,9 +135,9 @@ def joined_processes(settings: "Config", count: int) -> Iterator["ProcessGroup"]
 
 def of_the_training(settings: "Config") -> str:
     """Return what of a config must be the same on every process, in words."""
-    groups = settings.model, settings.data, settings.trainer, settings.optimizer, settings.schedule
-    others = settings.scaling, settings.distributed, settings.device.precision, settings.seed
-    return repr((*groups, *others))
+    return repr(
+        [operator.attrgetter(key.removesuffix("."))(settings) for key in marked(SAME_ON_ALL)]
+    )
 
 
 def check_same_run(processes: "ProcessGroup", run: "Run") -> None:

@@ -17,6 +17,8 @@ from cadence.cli.conf_folders import with_conf_folders
 from cadence.config.changes import changes
 from cadence.config.checks import quoted
 from cadence.config.errors import ConfigError
+from cadence.config.keys import is_marked
+from cadence.config.schema import RESUMABLE
 from cadence.system.atomic_write import copy_atomically, write_atomically
 from cadence.system.secrets import HIDDEN, redacted
 
@@ -31,30 +33,6 @@ KEPT = ".hydra"
 """What a run keeps of its config, in its folder."""
 
 OVERRIDES = f"{KEPT}/overrides.yaml"
-
-FREE = (
-    "resume",
-    "track.",
-    "sweep",
-    "debug",
-    "distributed.",
-    "trainer.step_size",
-    "trainer.microbatch_size",
-    "trainer.max_",
-    "trainer.evaluate_every",
-    "trainer.checkpoint_every",
-    "trainer.patience",
-    "trainer.noise_scale",
-    "trainer.detect_anomaly",
-    "device.name",
-    "device.threads",
-    "device.keep_memory",
-    "device.compile",
-    "data.workers",
-    "data.path",
-)
-"""Keys that may differ from those the run began with; each change but that of resume and track.* is
-said."""
 
 
 def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
@@ -135,7 +113,7 @@ def check_changes(state: "State", now: Mapping[str, Any]) -> None:
     was = {key: value for key, value in state.config.items() if key != WINDOW}
     of_then = {key: now[key] for key in now if key in was or not key.startswith("distributed.")}
     changed = list(changes(was, of_then))
-    refused = [change for change in changed if not change.startswith(FREE)]
+    refused = [change for change in changed if not _may_change(change)]
     if refused:
         raise ConfigError(
             f"resume: it would be another training ({'; '.join(refused)}); give what the run began "
@@ -144,6 +122,11 @@ def check_changes(state: "State", now: Mapping[str, Any]) -> None:
     for change in changed:
         if not change.startswith(("resume", "track.")):
             log.warning("resume: %s", change)
+
+
+def _may_change(change: str) -> bool:
+    """Return whether a run may go on with a change, in words that begin with the key."""
+    return is_marked(change.partition(": ")[0], RESUMABLE)
 
 
 def where_a_trial_goes_on(folder: Path, there: str) -> str | None:

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from cadence.cli.build import Run, effective_batch
 from cadence.config import checks as configs
 from cadence.config import project
+from cadence.config.keys import marked
+from cadence.config.schema import PLACE
 from cadence.plan.window import StepSizeSchedule
 from cadence.system.secrets import redacted
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 ROOT = project.root()
 """The folder of mlruns/ and sweeps/, for a process works in one project."""
 
-OF_NOW = ("resume", "track.run_id")
+OF_NOW = marked(PLACE)
 """Keys that say where a run is kept and not what it is: no params to compare runs by."""
 
 

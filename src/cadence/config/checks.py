@@ -114,7 +114,7 @@ def _check_limits(node: Any, prefix: str) -> None:
         value, key = getattr(node, found.name), f"{prefix}{found.name}"
         if dataclasses.is_dataclass(value):
             _check_limits(value, f"{key}.")
-        elif found.metadata and not _within(value, found.metadata):
+        elif "unit" in found.metadata and not _within(value, found.metadata):
             raise ConfigError(f"{key}={_typed_in(value)}: must be {meaning(key)}")
 
 

@@ -10,11 +10,8 @@ from cadence.config.schema import OPTIONS, Config
 
 def keys() -> list[str]:
     """Return the dotted keys that the schemas know, each option of a group counted in."""
-    groups = {field.name: field.type for field in dataclasses.fields(Config)}
-    owners = [(group, owner) for group, owner in groups.items() if dataclasses.is_dataclass(owner)]
-    owners += [(group, schema) for group, schemas in OPTIONS.items() for schema in schemas]
     return [
-        f"{group}.{field.name}" for group, owner in owners for field in dataclasses.fields(owner)
+        f"{group}.{found.name}" for group, owner in _owners() for found in dataclasses.fields(owner)
     ]
 
 
@@ -36,7 +33,7 @@ def fields_of(key: str) -> list["dataclasses.Field[Any]"]:
 
 def in_words(fields: "Sequence[dataclasses.Field[Any]]") -> str:
     """Return what a value of these fields must be; empty for fields without limits."""
-    metadata = next((field.metadata for field in fields if field.metadata), None)
+    metadata = next((field.metadata for field in fields if "unit" in field.metadata), None)
     if metadata is None:
         return ""
     kinds: dict[Any, str] = {
@@ -66,3 +63,55 @@ def _limits(metadata: Mapping[str, Any]) -> list[str]:
     if metadata["choices"]:
         limits.append(f"one of {', '.join(metadata['choices'])}")
     return limits
+
+
+def marked(mark: str) -> tuple[str, ...]:
+    """Return how the keys with a mark begin: a key's whole name, or a group's and a dot.
+
+    A user's own key has the marks of a schema's key of that name in that group, and of the group.
+    """
+    groups = [found for found in dataclasses.fields(Config) if mark in _marks(found)]
+    of_groups = [found.name for found in groups if not _is_value(found)]
+    values = [found.name for found in groups if _is_value(found)]
+    inside = [
+        f"{name}.{found.name}"
+        for name, owner in _owners()
+        for found in dataclasses.fields(owner)
+        if mark in _marks(found) and name not in of_groups
+    ]
+    return tuple(dict.fromkeys([*values, *(f"{name}." for name in of_groups), *inside]))
+
+
+def is_marked(key: str, mark: str) -> bool:
+    """Return whether a dotted key has a mark, by itself or as one of a group."""
+    return any(
+        key == known.removesuffix(".") or (known.endswith(".") and key.startswith(known))
+        for known in marked(mark)
+    )
+
+
+def conditions() -> tuple[str, ...]:
+    """Return the keys that a sweep's report names where they are set, in the report's order."""
+    found = {
+        f"{name}.{each.name}" if name else each.name: each.metadata.get("condition", 0)
+        for name, owner in [("", Config), *_owners()]
+        for each in dataclasses.fields(owner)
+    }
+    return tuple(sorted((key for key in found if found[key]), key=found.__getitem__))
+
+
+def _marks(found: "dataclasses.Field[Any]") -> frozenset[str]:
+    marks: frozenset[str] = found.metadata.get("marks", frozenset())
+    return marks
+
+
+def _is_value(found: "dataclasses.Field[Any]") -> bool:
+    """Return whether a field of Config is a value, and no group."""
+    return "unit" in found.metadata
+
+
+def _owners() -> list[tuple[str, Any]]:
+    """Return each group with each schema that it may have."""
+    groups = {found.name: found.type for found in dataclasses.fields(Config)}
+    owners = [(name, owner) for name, owner in groups.items() if dataclasses.is_dataclass(owner)]
+    return owners + [(name, schema) for name, schemas in OPTIONS.items() for schema in schemas]

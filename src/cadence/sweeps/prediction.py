@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from cadence.config.keys import marked
+from cadence.config.schema import SPEED_NEUTRAL
 from cadence.metrics.window_time_model import Model, Turn, fit_model
 from cadence.sweeps.pareto_front import Measure, PointResult, number
 
-NEUTRAL = ("trainer.step_size", "optimizer.lr", "optimizer.weight_decay", "scaling.", "schedule.")
+NEUTRAL = marked(SPEED_NEUTRAL)
 """The beginnings of the searched keys that leave the time of a window of given samples alone."""
 
 APART = 0.1

@@ -16,6 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from cadence.config import schema
+from cadence.config.keys import conditions, marked
 from cadence.sweeps.definition import STORED, Options
 
 OBJECTIVES = {
@@ -24,25 +26,10 @@ OBJECTIVES = {
 }
 """What a sweep looks for, in the order of a trial's values."""
 
-CONDITIONS = (
-    "trainer.max_samples",
-    "trainer.max_epochs",
-    "trainer.max_seconds",
-    "data._target_",
-    "data.batch_size",
-    "model._target_",
-    "optimizer._target_",
-    "optimizer.lr",
-    "schedule.name",
-    "trainer.microbatch_size",
-    "device.name",
-    "device.precision",
-    "distributed.processes",
-    "seed",
-)
+CONDITIONS = conditions()
 """The fixed keys that a report names, where they are set."""
 
-CHOSEN = ("scaling", "schedule")
+CHOSEN = tuple(sorted(group.removesuffix(".") for group in marked(schema.CHOSEN)))
 """The groups that a sweep's file chooses for its trials, whatever a plain run has."""
 
 ENDS = ("trainer.max_samples", "trainer.max_epochs")

@@ -13,11 +13,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from cadence.config.checks import flattened
 from cadence.config.errors import ConfigError
+from cadence.config.keys import marked
+from cadence.config.schema import SESSION
 from cadence.sweeps.definition import SearchDefinition
 from cadence.sweeps.points import check_grid
 from hydra_plugins.cadence_sweeper._search_space import SearchSpace, read_space, text_of
 
-NOT_DEFINING = ("track.", "sweep.", "resume")
+NOT_DEFINING = marked(SESSION)
 """Keys that may differ between the sessions of one sweep."""
 
 SUPPORTED = ("TPESampler", "RandomSampler", "GPSampler", "GridSampler")
