@@ -1,1 +1,1 @@
-"""Files, locks, signals, secrets and the memory allocator of this machine."""
+"""This machine: `atomic_write` of files, `locks`, `signals`, `secrets` and the allocator (`malloc`)."""
