@@ -11,7 +11,7 @@ from cadence.system.locks import is_running, run_lock
 HOLD = """
 import sys
 from pathlib import Path
-from cadence.system.locks import is_running, run_lock
+from cadence.system.locks import run_lock
 
 with run_lock(Path(sys.argv[1])):
     print("going on", flush=True)

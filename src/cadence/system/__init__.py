@@ -1,1 +1,1 @@
-"""This machine: `atomic_write` of files, `locks`, `signals`, `secrets` and the allocator (`malloc`)."""
+"""Files (`atomic_write`), `locks`, `signals`, `secrets` and the allocator (`malloc`)."""
