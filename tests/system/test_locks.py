@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cadence.system.locks import run_lock
+from cadence.system.locks import is_running, run_lock
 
 HOLD = """
 import sys

@@ -1,1 +1,1 @@
-"""Files, locks, signals, secrets and the memory allocator of this machine."""
+"""Files (`atomic_write`), `locks`, `signals`, `secrets` and the allocator (`malloc`)."""
