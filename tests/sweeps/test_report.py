@@ -539,6 +539,72 @@ def test_step_sizes_beyond_an_epoch_are_said_to_be_one_training(tmp_path: Path) 
     )
 
 
+def test_a_schedule_is_named_by_its_own_text(tmp_path: Path) -> None:
+    study = study_of(
+        trial(None, 0.5, 100.0, step_size=4, effective_batch=64),
+        fixed={"trainer.step_size": "{0: 2, 500: 4}"},
+    )
+
+    report = write_report(study, tmp_path)
+
+    assert report.table.rows[0][0] == "{0: 2, 500: 4}"
+    assert "`'trainer.step_size={0: 2, 500: 4}'`" in (tmp_path / "report.md").read_text()
+
+
+def test_schedules_that_end_alike_are_told_apart() -> None:
+    space: dict[str, BaseDistribution] = {
+        "trainer.step_size": CategoricalDistribution((8, "{0:2,500:8}", "{0:4,500:8}"))
+    }
+    study = study_of()
+    for step_size in (8, "{0:2,500:8}", "{0:4,500:8}"):
+        study.add_trial(
+            create_trial(
+                values=[0.5, 100.0],
+                params={"trainer.step_size": step_size},
+                distributions=space,
+                user_attrs={"summary": {"step_size": 8, "effective_batch": 64}},
+            )
+        )
+
+    found = results(read(study))
+
+    assert [point.step_size for point in found] == [8, None, None]
+    assert sorted(point.name for point in found) == [
+        "step_size 8",
+        "step_size {0:2,500:8}",
+        "step_size {0:4,500:8}",
+    ]
+    assert len(knees.best_by_step_size(found)) == 3
+
+
+def test_a_part_of_a_grid_says_how_many_of_how_many(tmp_path: Path) -> None:
+    study = study_of(trial(1), trial(2))
+    study.set_user_attr("grid", 10)
+
+    (warning,) = write_report(study, tmp_path).warnings
+
+    assert warning.startswith("2 of the 10 trials of the grid were run")
+    assert warning.endswith("hydra.sweeper.n_trials=10 runs all")
+    study.set_user_attr("grid", 2)
+    assert write_report(study, tmp_path).warnings == ()
+
+
+def test_a_summary_in_one_attribute_reads_as_its_keys_by_themselves() -> None:
+    summary = {"samples": 128, "updates": 40, "step_sizes": [1, 2]}
+    before, now = study_of(trial(1, **summary)), study_of(trial(1, summary=summary))
+
+    assert read(now).csv() == read(before).csv()
+    assert results(read(now)) == results(read(before))
+
+
+def test_a_warning_names_the_first_points_and_counts_the_rest(tmp_path: Path) -> None:
+    trials = [trial(size, effective_batch=64) for size in range(1, 41)]
+
+    (warning,) = write_report(study_of(*trials), tmp_path).warnings
+
+    assert warning.startswith("step_size 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, and 28 more are")
+
+
 def test_points_of_one_effective_batch_that_differ_otherwise_are_not_the_same(
     tmp_path: Path,
 ) -> None:
