@@ -43,7 +43,7 @@ class Objective(Protocol):
 
 @runtime_checkable
 class ReportsTotals(Protocol):
-    """An objective that tells evaluation more than the loss."""
+    """An objective that reports more than its loss in an evaluation."""
 
     def totals(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """Return what evaluation reports, each summed over items; ``loss`` is among it."""

@@ -38,12 +38,15 @@ class Buckets:
         for index, parameter in enumerate(parameters):
             groups.setdefault((parameter.device, _wide(parameter.dtype)), []).append(index)
         device = parameters[0].device
-        told = (device, torch.float64 if (device, torch.float64) in groups else torch.float32)
-        groups.setdefault(told, [])
+        with_numbers = (
+            device,
+            torch.float64 if (device, torch.float64) in groups else torch.float32,
+        )
+        groups.setdefault(with_numbers, [])
         self._flat: list[Tensor] = []
         self._parts: list[_Part] = []
         for (place, dtype), indices in groups.items():
-            first = NUMBERS + len(parameters) if (place, dtype) == told else 0
+            first = NUMBERS + len(parameters) if (place, dtype) == with_numbers else 0
             for bucket in _cut(indices, parameters, torch.empty((), dtype=dtype).itemsize):
                 size = first + sum(parameters[index].numel() for index in bucket)
                 flat = torch.zeros(size, dtype=dtype, device=place)

@@ -65,7 +65,7 @@ def as_planned(
 
 
 def own_windows(
-    loader: Iterable[Batch], share: Share, draws: RandomStreams, clock: Clock, samples: int | None
+    loader: Iterable[Batch], share: Share, streams: RandomStreams, clock: Clock, samples: int | None
 ) -> Iterator[Sequence[Batch]]:
     """Yield one process's mini-batches of each window in the rest of an epoch; there may be none.
 
@@ -74,60 +74,60 @@ def own_windows(
     Args:
         loader: Yields the mini-batches of the epoch, on every process the same ones.
         share: What the process has of every window.
-        draws: Where its random numbers come from.
+        streams: Where its random numbers come from.
         clock: How far the run is.
         samples: Samples after which the epoch ends, all processes together; None = with its data.
     """
     epoch, behind = clock.epoch, clock.batches_of_epoch
     if isinstance(loader, GathersWindows):
         gathered = loader.windows(share.window, skip=behind, samples=samples, own=share.own)
-        yield from _each_drawn(gathered, share.window, draws, epoch, behind)
+        yield from _each_drawn(gathered, share.window, streams, epoch, behind)
     elif _loads_by_index(loader):
         assert loader.batch_sampler is not None
-        order = _OwnOrder(loader.batch_sampler, share, draws, epoch, behind, samples)
-        loaded = order.windows(_loading(loader, order, draws, epoch, behind))
-        yield from _each_drawn(loaded, share.window, draws, epoch, behind)
+        order = _OwnOrder(loader.batch_sampler, share, streams, epoch, behind, samples)
+        loaded = order.windows(_loading(loader, order, streams, epoch, behind))
+        yield from _each_drawn(loaded, share.window, streams, epoch, behind)
     else:
-        yield from _kept(loader, share, draws, epoch, behind, samples)
+        yield from _kept(loader, share, streams, epoch, behind, samples)
 
 
 def _each_drawn(
-    drawn: Iterator[Sequence[Batch]], window: int, draws: RandomStreams, epoch: int, behind: int
+    drawn: Iterator[Sequence[Batch]], window: int, streams: RandomStreams, epoch: int, behind: int
 ) -> Iterator[Sequence[Batch]]:
     """Set the random numbers before each window is loaded, and again before it is trained on.
 
-    A loader that prefetches draws while it loads, how much depends on when it was started.
+    A loader that prefetches takes random numbers while it loads, as many as its start allows.
     """
-    draws.own(epoch, behind)
+    streams.own(epoch, behind)
     for own in drawn:
-        draws.own(epoch, behind)
+        streams.own(epoch, behind)
         yield own
         behind += window
-        draws.own(epoch, behind)
+        streams.own(epoch, behind)
 
 
 def _kept(
     loader: Iterable[Batch],
     share: Share,
-    draws: RandomStreams,
+    streams: RandomStreams,
     epoch: int,
     behind: int,
     samples: int | None,
 ) -> Iterator[Sequence[Batch]]:
     """Read everything, with the random numbers that all processes share, and keep the own part."""
-    draws.common(epoch, 0)
+    streams.common(epoch, 0)
     stream = iter(loader)
     for seen in range(0, behind, share.window):
-        draws.common(epoch, seen)
+        streams.common(epoch, seen)
         for _ in islice(stream, min(share.window, behind - seen)):
             pass
     rest = windows(first_samples(stream, samples), share.window)
     while True:
-        draws.common(epoch, behind)
+        streams.common(epoch, behind)
         window = next(rest, None)
         if window is None:
             return
-        draws.own(epoch, behind)
+        streams.own(epoch, behind)
         yield window[share.own]
         behind += share.window
 
@@ -143,14 +143,14 @@ class _OwnOrder:
         self,
         order: Iterable[list[Any]],
         share: Share,
-        draws: RandomStreams,
+        streams: RandomStreams,
         epoch: int,
         behind: int,
         samples: int | None,
     ) -> None:
         self._order = order
         self._share = share
-        self._draws = draws
+        self._streams = streams
         self._epoch = epoch
         self._behind = behind
         self._samples = samples
@@ -158,7 +158,7 @@ class _OwnOrder:
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield the indices of each own mini-batch."""
-        self._draws.common(self._epoch, 0)
+        self._streams.common(self._epoch, 0)
         order, window = iter(self._order), self._share.window
         for seen in range(0, self._behind, window):
             self._pull(order, seen, min(window, self._behind - seen))
@@ -182,9 +182,9 @@ class _OwnOrder:
             yield ()
 
     def _pull(self, order: Iterator[list[Any]], seen: int, count: int) -> list[list[Any]]:
-        self._draws.common(self._epoch, seen)
+        self._streams.common(self._epoch, seen)
         pulled = [list(indices) for indices in islice(order, count)]
-        self._draws.own(self._epoch, seen)
+        self._streams.own(self._epoch, seen)
         return pulled
 
 
@@ -209,7 +209,7 @@ def _loads_by_index(loader: Iterable[Batch]) -> TypeGuard[DataLoader[Any]]:
 
 
 def _loading(
-    loader: DataLoader[Any], order: _OwnOrder, draws: RandomStreams, epoch: int, behind: int
+    loader: DataLoader[Any], order: _OwnOrder, streams: RandomStreams, epoch: int, behind: int
 ) -> DataLoader[Any]:
     """Return a DataLoader like another one, of some of its mini-batches."""
     return DataLoader(
@@ -221,6 +221,6 @@ def _loading(
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
-        generator=draws.generator(epoch, behind),
+        generator=streams.generator(epoch, behind),
         prefetch_factor=loader.prefetch_factor,
     )

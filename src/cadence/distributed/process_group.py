@@ -53,7 +53,7 @@ class ProcessGroup(Protocol):
     """The processes of a run, as one of them sees them."""
 
     rank: int
-    """Which process this is, from 0; process 0 evaluates, writes and tells."""
+    """Which process this is, from 0; process 0 evaluates, writes and prints."""
     count: int
     waited: float
     """Seconds that the last window spent waiting for others."""
@@ -85,7 +85,7 @@ class ProcessGroup(Protocol):
         """
 
     def watch(self, interruption: Interruption) -> None:
-        """Tell the others when a signal comes here, and take theirs for one that came here."""
+        """Let the others learn of a signal that came here, and this process of theirs."""
 
     def agree(self, stop: bool) -> bool:
         """Return whether any process asks to stop; all of them call it at the same place."""

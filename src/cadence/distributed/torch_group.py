@@ -40,13 +40,13 @@ class TorchProcessGroup:
         self.waited = 0.0
         self.balance = Balance() if balances else None
         """How fast each process is; None = nobody asked."""
-        self._draws = RandomStreams(seed, self.rank)
+        self._streams = RandomStreams(seed, self.rank)
         self._window = 0
         self._interruption: Interruption | None = None
         self._buckets: Buckets | None = None
         self._loading = self._seconds_of_minibatch = 0.0
         self._own_minibatches = 0
-        self._met_at = perf_counter()
+        self._counted_at = perf_counter()
 
     def begin(self, model: nn.Module) -> None:
         """Start from process 0's parameters and buffers.
@@ -92,7 +92,7 @@ class TorchProcessGroup:
             lambda step_sizes, clock: own_windows(
                 loader,
                 Share(step_sizes, self.rank),
-                self._draws,
+                self._streams,
                 clock,
                 limits.samples_left(clock),
             ),
@@ -107,13 +107,13 @@ class TorchProcessGroup:
             yield planned
 
     def watch(self, interruption: Interruption) -> None:
-        """Tell the others when a signal comes here, and take theirs for one that came here."""
+        """Let the others learn of a signal that came here, and this process of theirs."""
         self._interruption = interruption
 
     def agree(self, stop: bool) -> bool:
         """Return whether any process asks to stop; see `ProcessGroup`."""
-        whole, _ = self._exchange((0, 0, 0), stop)
-        return whole.stop
+        total, _ = self._exchange((0, 0, 0), stop)
+        return total.stop
 
     def count_window(
         self, window: Sequence[Batch], objective: Objective, stop: bool
@@ -125,13 +125,13 @@ class TorchProcessGroup:
             len(window),
         )
         started = perf_counter()
-        whole, seconds = self._exchange(counts, stop)
-        self._met_at = perf_counter()
-        self.waited = self._met_at - started
+        total, seconds = self._exchange(counts, stop)
+        self._counted_at = perf_counter()
+        self.waited = self._counted_at - started
         self._own_minibatches = len(window)
         self._seconds_of_minibatch = 0.0
         if self.balance is None:
-            return whole
+            return total
         step_sizes = self.balance.take(seconds, self._window)
         if step_sizes is not None and self.rank == 0:
             log.warning(
@@ -139,7 +139,7 @@ class TorchProcessGroup:
                 list(step_sizes),
                 ", ".join(f"{1000 * each:.3g}" for each in self.balance.seconds),
             )
-        return whole._replace(step_sizes=step_sizes)
+        return total._replace(step_sizes=step_sizes)
 
     def sum(
         self,
@@ -151,7 +151,7 @@ class TorchProcessGroup:
         finish(numbers)  # else the time of its passes would count as waiting
         started = perf_counter()
         if self._own_minibatches:
-            own = self._loading + started - self._met_at
+            own = self._loading + started - self._counted_at
             self._seconds_of_minibatch = own / self._own_minibatches
         sums = self._buckets.sum(numbers, wide)
         self.waited += perf_counter() - started
@@ -160,12 +160,12 @@ class TorchProcessGroup:
     def _exchange(
         self, counts: tuple[int, int, int], stop: bool
     ) -> tuple[WindowCounts, Sequence[float]]:
-        """Sum up what all tell; also return the seconds that a mini-batch took each last."""
+        """Sum up the counts of all; also return the seconds that a mini-batch took each last."""
         came = None if self._interruption is None else self._interruption.came
         seconds = [0.0] * self.count
         seconds[self.rank] = self._seconds_of_minibatch
-        told = [*counts, stop, *(came == number for number in SIGNALS), *seconds]
-        vector = torch.tensor(told, dtype=torch.float64)
+        sent = [*counts, stop, *(came == number for number in SIGNALS), *seconds]
+        vector = torch.tensor(sent, dtype=torch.float64)
         with lost_process():
             dist.all_reduce(vector)
         items, samples, minibatches, stops, *rest = vector.tolist()
@@ -173,15 +173,15 @@ class TorchProcessGroup:
         for number, times in zip(SIGNALS, signals, strict=True):
             if times and self._interruption is not None:
                 self._interruption.agree(number)
-        whole = WindowCounts(int(items), int(samples), int(minibatches), stops > 0, any(signals))
-        return whole, seconds
+        total = WindowCounts(int(items), int(samples), int(minibatches), stops > 0, any(signals))
+        return total, seconds
 
 
 @contextmanager
 def init_process_group(
     device: str, seed: int, timeout: float, *, balances: bool = False
 ) -> Iterator[TorchProcessGroup]:
-    """Join the processes that were started together, as the environment tells where they meet.
+    """Join the processes that were started together, at the address that the environment holds.
 
     gloo sums on the CPU, NCCL on CUDA devices, where the counts still go by gloo: it notices at
     once when a process is gone. At the end the processes wait for each other.

@@ -191,15 +191,15 @@ class Accumulator:
     ) -> tuple[Tensor, Parts | None]:
         """Return the loss and the parts of the whole window, and sum its gradient."""
         assert self._summed is not None
-        told = total_loss.new_zeros(NUMBERS)
-        told[0] = total_loss
+        sums = total_loss.new_zeros(NUMBERS)
+        sums[0] = total_loss
         if parts is not None:
-            told[1], told[2] = parts.count, parts.squares
-        told = self._summed(told, half)
+            sums[1], sums[2] = parts.count, parts.squares
+        sums = self._summed(sums, half)
         if parts is None:
-            return told[0], None
-        count, squares = told[1:].tolist()
-        return told[0], Parts(int(count), squares)
+            return sums[0], None
+        count, squares = sums[1:].tolist()
+        return sums[0], Parts(int(count), squares)
 
     def _share_like(self, loss: Tensor, items: int) -> Tensor:
         """Return 1 / items, times the loss scale, to start a backward from.

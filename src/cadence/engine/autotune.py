@@ -111,7 +111,7 @@ class Tuner:
 
         Args:
             window: The mini-batches of one update.
-            step_size: Mini-batches per update; a window of fewer tells nothing of the others.
+            step_size: Mini-batches per update; a window of fewer says nothing about the others.
         """
         self._refusals = self._limit.refusals
         self.setting = self._next(window, step_size)
@@ -251,9 +251,9 @@ def _sizes(window: Sequence[Batch], fits: int | None) -> tuple[list[int], list[i
     minibatch = max(map(sample_count, window))
     if fits is not None:
         return [], _halves(fits)
-    whole = minibatch * len(window)
+    most = minibatch * len(window)
     doublings = range(1, math.ceil(math.log2(len(window))) + 1)
-    return [min(minibatch << times, whole) for times in doublings], _halves(minibatch)
+    return [min(minibatch << times, most) for times in doublings], _halves(minibatch)
 
 
 def _halves(number: int) -> list[int]:

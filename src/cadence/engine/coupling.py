@@ -37,8 +37,8 @@ def check_boundaries(coupled_by: str, microbatch_size: int, minibatches: Iterabl
     Raises:
         ValueError: A micro-batch would not be a mini-batch.
     """
-    *whole, last = minibatches
-    if any(samples != microbatch_size for samples in whole) or last > microbatch_size:
+    *full, last = minibatches
+    if any(samples != microbatch_size for samples in full) or last > microbatch_size:
         raise ValueError(
             f"trainer.microbatch_size={microbatch_size}: {coupled_by} couples the samples of a "
             "mini-batch, so other boundaries would train something else; keep null, or set "

@@ -59,7 +59,7 @@ class Microbatching:
         """What is known to fit into memory."""
         self._tuner = Tuner(microbatch_size, _checked_threads(threads), self.limit)
         self._coupled_by: str | None = None
-        self._is_told = self._is_first = False
+        self._is_timed = self._is_first = False
 
     def begin(
         self,
@@ -96,7 +96,7 @@ class Microbatching:
             model, objective, autocast=self._autocast, scaler=self._scaler, summed=summed
         )
         self._accumulate = RecoveringAccumulator(
-            accumulate, model, self.limit, splits=self._coupled_by is None
+            accumulate, model, self.limit, may_split=self._coupled_by is None
         )
 
     def __call__(
@@ -119,7 +119,7 @@ class Microbatching:
             ValueError: The micro-batch size would split or join mini-batches that must not be.
             DoesNotFitError: Not even one sample fits into memory.
         """
-        self._is_told = False
+        self._is_timed = False
         if samples_in(window) == 0:  # there is nothing to choose for
             return self._accumulate(window, None, items=items)
         is_first, self._is_first = self._is_first, False
@@ -131,7 +131,7 @@ class Microbatching:
                 size = -(-samples_in(window) // 2)
             return self._accumulate(window, size, items=items, measured=self._measured)
         accumulated = self._accumulate(window, size, items=items)
-        self._is_told = not is_first
+        self._is_timed = not is_first
         self.microbatch_size = self._accumulate.size
         return accumulated
 
@@ -155,7 +155,7 @@ class Microbatching:
         Not if it was measured or empty, nor from the first one, in which much is done for the first
         time.
         """
-        if self._is_told:
+        if self._is_timed:
             self._tuner.took(seconds, samples)
 
     def _is_measured(self, window: Sequence[Batch], size: int | None, windows_before: int) -> bool:

@@ -81,7 +81,7 @@ class MemoryLimit:
         return min(size, most)
 
     def lower(
-        self, minibatches: Sequence[Batch], size: int | None, error: str, splits: bool = True
+        self, minibatches: Sequence[Batch], size: int | None, error: str, may_split: bool = True
     ) -> None:
         """Learn that a micro-batch did not fit.
 
@@ -89,7 +89,7 @@ class MemoryLimit:
             minibatches: What was run.
             size: The samples per forward and backward that did not fit; None = one mini-batch.
             error: What the allocator said.
-            splits: Whether mini-batches may be split.
+            may_split: Whether mini-batches may be split.
 
         Raises:
             DoesNotFitError: There is nothing smaller to try.
@@ -99,12 +99,12 @@ class MemoryLimit:
         asked = _BYTES.search(error)
         said = f"{asked[0]} asked for" if asked else " ".join(error.split())
         what = f" ({said})" if said else ""
-        if samples <= 1 or not splits:
-            cannot = "" if splits else ", and what couples its samples keeps it from being split"
+        if samples <= 1 or not may_split:
+            cannot = "" if may_split else ", and what couples its samples keeps it from being split"
             raise DoesNotFitError(
                 f"a forward and backward of {samples} sample{'s' * (samples != 1)} does not fit "
                 f"into memory{what}{cannot}; try a smaller model, shorter inputs, "
-                f"{'' if splits else 'a smaller data.batch_size, '}or device.precision=bf16"
+                f"{'' if may_split else 'a smaller data.batch_size, '}or device.precision=bf16"
             )
         self.refusals += 1
         half = samples // 2
@@ -130,15 +130,15 @@ class RecoveringAccumulator:
         accumulate: What runs a window.
         model: The model it runs.
         limit: What is known to fit; it learns from what does not.
-        splits: Whether mini-batches may be split.
+        may_split: Whether mini-batches may be split.
     """
 
     def __init__(
-        self, accumulate: Accumulator, model: nn.Module, limit: MemoryLimit, *, splits: bool
+        self, accumulate: Accumulator, model: nn.Module, limit: MemoryLimit, *, may_split: bool
     ) -> None:
         self._accumulate = accumulate
         self._limit = limit
-        self._splits = splits
+        self._may_split = may_split
         self._undo = _Undo(model)
         self.size: int | None = None
         """Samples per forward and backward of the last window; None = one mini-batch."""
@@ -180,7 +180,7 @@ class RecoveringAccumulator:
                 return accumulated
             # Only here has the error let go of the failed pass and its tensors.
             self._undo.back()
-            self._limit.lower(window, self.size, refused, self._splits)
+            self._limit.lower(window, self.size, refused, self._may_split)
 
     def _has_item(self, window: Sequence[Batch]) -> bool:
         return any(items_in(self._accumulate.objective, batch) for batch in window)

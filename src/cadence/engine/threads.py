@@ -8,7 +8,7 @@ is begun again, or goes on, has the same threads at the same window, and the sam
 
 The work of a micro-batch's typical operation is the mean, over the model's weight matrices, of the
 multiply-adds in one forward: a matrix's numbers times the positions that it is applied at. Where a
-matrix is applied at more positions than the shapes tell (a linear layer on patches of an image), it
+matrix is applied at more positions than the shapes say (a linear layer on patches of an image), it
 is an underestimate, and fewer threads. The figures are in docs/performance.md.
 """
 

@@ -61,7 +61,7 @@ def give_back() -> None:
 
 
 class _Process:
-    """What this process's allocator was told: it can be set and not asked."""
+    """What this process's allocator was set to, which it cannot be asked for."""
 
     keeps = False
 
