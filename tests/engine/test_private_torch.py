@@ -23,6 +23,7 @@ from torch.testing import assert_close
 from cadence import Trainer
 from cadence.engine import private_torch
 from cadence.objectives import Regression
+from cadence.training.noise_scale import NoiseScaleEstimate
 
 TRIED = ("2.11.0", "2.13.0", "2.14.1")
 """The versions of torch that have every private name below as it is used."""
@@ -36,12 +37,13 @@ WITH_A_TRIAL: dict[str, Callable[[Any], bool]] = {
 
 ELSEWHERE = (
     "optim.Optimizer.profile_hook_step.__code__.co_consts",
-    "optim.optimizer._global_optimizer_pre_hooks",
-    "optim.optimizer._global_optimizer_post_hooks",
     "autograd.profiler._is_profiler_enabled",
     "_C._autograd._profiler_enabled",
     "nn.modules.batchnorm._BatchNorm",
 )
+
+OF_OPTIMIZERS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+"""In torch.optim.optimizer, which torch.optim does not show."""
 
 of_a_tried_torch = pytest.mark.skipif(
     torch.__version__.split("+")[0] not in TRIED, reason="this version of torch was not tried"
@@ -68,6 +70,7 @@ def test_the_private_names_of_an_instance_are_there_in_the_tried_versions() -> N
         weight += 1
 
     assert private_torch.version_of(weight) == before + 1  # type: ignore[operator]
+    assert all(hasattr(sys.modules["torch.optim.optimizer"], name) for name in OF_OPTIMIZERS)
     assert optimizer._optimizer_step_pre_hooks == optimizer._optimizer_step_post_hooks == {}
     assert private_torch._own_step(optimizer) is not None
     assert nn.Linear(1, 1)._compiled_call_impl is None
@@ -77,7 +80,8 @@ def test_an_import_needs_no_private_name() -> None:
     holders = "".join(
         f"del torch.{name}\n" for name in (*WITH_A_TRIAL, *ELSEWHERE) if "__code__" not in name
     )
-    program = f"import torch\n{holders}\nimport cadence.training.trainer"
+    hidden = "".join(f"del sys.modules['torch.optim.optimizer'].{name}\n" for name in OF_OPTIMIZERS)
+    program = f"import sys\nimport torch\n{holders}{hidden}\nimport cadence.training.trainer"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert ran.returncode == 0, ran.stderr
@@ -115,9 +119,11 @@ def trained() -> list[Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
     optimizer = AdamW(model.parameters(), lr=0.01)
-    trainer = Trainer(model, optimizer, Regression(), 2, "cpu", clip_norm=1.0, noise_scale=True)
+    trainer = Trainer(
+        model, optimizer, Regression(), 2, "cpu", clip_norm=1.0, callbacks=[NoiseScaleEstimate()]
+    )
     result = trainer.fit(cut(regression_pair(48), [4] * 12), epochs=25)
-    return [*(each.tolist() for each in weights(model)), result.train_loss, result.noise_scale]
+    return [*(each.tolist() for each in weights(model)), result.train_loss, result.reported]
 
 
 @pytest.mark.parametrize("there", [None, _refuses, _does_nothing])
