@@ -265,11 +265,10 @@ def state_of(contents: Any) -> State:
 
 
 def _with_callbacks(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with the states of callbacks, of which older files have the noise scale."""
-    if "callbacks" in record:
+    """Return a record; an older one's noise scale has become the state of a callback."""
+    if "callbacks" in record or not record.get("noise_scale"):
         return record
-    noise_scale = record.get("noise_scale")
-    return record | {"callbacks": {"NoiseScaleEstimate": noise_scale} if noise_scale else {}}
+    return record | {"callbacks": {"NoiseScaleEstimate": record["noise_scale"]}}
 
 
 def _refuse_other_keys(found: dict[str, Any], expected: Iterable[str], prefix: str) -> None:
