@@ -48,7 +48,7 @@ REFUSED = {
     "data=null": "a config group is null; give one of its options, see python -m src.train --help",
     "model=nothing": "model=nothing: no such option; choose one of cnn, gpt, mlp",
     "trainer.stepsize=3": "trainer.stepsize: there is no such key; did you mean trainer.step_size?",
-    "+trainer.depth=3": "trainer.depth: there is no such key; did you mean trainer.max_epochs?",
+    "+trainer.depth=3": "trainer.depth: there is no such key; see python -m src.train --cfg job",
     "++trainer.stepsize=3": "trainer.stepsize: there is no such key; did you mean "
     "trainer.step_size?",
     "data.path=x.npz": "data.path: the chosen option of data has no such key",

@@ -5,6 +5,9 @@ import difflib
 import errno
 import re
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from cadence.config.keys import keys, meaning
 from cadence.config.schema import Config
 from cadence.system.secrets import in_one_line
@@ -26,9 +29,10 @@ def explained(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         added = re.search(r"To append to your config use (.*)", text)
-        is_hydras = unknown.group(1).startswith("hydra.") and added
-        hint = f"; to add it, give {added.group(1)}" if is_hydras and added else ""
-        return unknown_key(unknown.group(1)) + hint
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+        is_open = unknown.group(1).startswith("hydra.") or _is_users_own(cause)
+        hint = f"; to add it, give {added.group(1)}" if is_open and added else ""
+        return unknown_key(unknown.group(1), cause) + hint
     merged = re.search(r"Error merging override (\S+?)=(.*)", text)
     if merged:
         key, value = merged.groups()
@@ -66,16 +70,44 @@ def _explained_beyond_config(error: Exception) -> str:
     return f"{type(error).__name__}: {in_one_line(error)} (HYDRA_FULL_ERROR=1 shows where)"
 
 
-def unknown_key(key: str) -> str:
-    """Return that there is no such key, and the one that was meant or where to look."""
+LIKENESS = 0.7
+"""How alike two names must be, from 0 to 1, for the one to be meant by the other."""
+
+
+def unknown_key(key: str, lacking: OmegaConfBaseException | None = None) -> str:
+    """Return that there is no such key, and the one that was meant or where to look.
+
+    Args:
+        key: The dotted key that was given.
+        lacking: Names the composed node that lacks the key; None means that the schemas tell.
+    """
     group, _, _ = key.partition(".")
     if group == "hydra":
         return f"{key}: there is no such key"
     if key in keys():
         return f"{key}: the chosen option of {group} has no such key; see --cfg job {group}=NAME"
-    if key == group:
-        near = difflib.get_close_matches(key, [field.name for field in dataclasses.fields(Config)])
-    else:
-        near = difflib.get_close_matches(key, [k for k in keys() if k.startswith(f"{group}.")])
-    hint = f"did you mean {near[0]}?" if near else "see python -m src.train --cfg job"
+    above, name, names = _apart(key, lacking)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=LIKENESS)
+    hint = f"did you mean {above}{near[0]}?" if near else "see python -m src.train --cfg job"
     return f"{key}: there is no such key; {hint}"
+
+
+def _apart(key: str, lacking: OmegaConfBaseException | None) -> tuple[str, str, list[str]]:
+    """Return a key's known beginning, the name that is unknown there, and the names that are."""
+    if lacking is not None and isinstance(lacking.parent_node, DictConfig):
+        inside, dot, name = str(lacking.full_key).rpartition(".")
+        return f"{inside}{dot}", name, [str(known) for known in lacking.parent_node]
+    group, dot, name = key.rpartition(".")
+    if not dot:
+        return "", key, [field.name for field in dataclasses.fields(Config)]
+    above = f"{group}."
+    return above, name, [known.removeprefix(above) for known in keys() if known.startswith(above)]
+
+
+def _is_users_own(lacking: OmegaConfBaseException | None) -> bool:
+    """Return whether the node that lacks a key has no schema, so that any key can be added."""
+    return (
+        lacking is not None
+        and isinstance(lacking.parent_node, DictConfig)
+        and OmegaConf.get_type(lacking.parent_node) is dict
+    )
