@@ -10,7 +10,7 @@ MLRUNS ?= $(CURDIR)/mlruns
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
-.PHONY: help setup train certify advise sweep report sync ui test test-slow check benchmark clean
+.PHONY: help setup train certify advise sweep report sync ui test test-slow check docs benchmark clean
 
 help: ## say what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -54,6 +54,9 @@ check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.installed-docs ## build the site of docs/ into site/; a warning is an error
+	$(BIN)/mkdocs build --strict $(ARGS)
+
 benchmark: $(VENV)/.installed-benchmarks ## measure throughput beside Lightning, Fabric and Accelerate
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
@@ -68,6 +71,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-benchmarks: $(VENV)/.installed-dev
 	$(PIP) -e ".[benchmarks]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 $(VENV)/.installed-engines: $(VENV)/.installed-benchmarks

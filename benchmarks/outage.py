@@ -99,7 +99,8 @@ def told(server: MlflowServer, trouble: str, seconds: float, epochs: int, folder
     with tracker:
         troubled.start()
         start = time.perf_counter()
-        trainer.fit(train_loader, epochs=epochs, observers=[tracker])
+        trainer.callbacks = [tracker]
+        trainer.fit(train_loader, epochs=epochs)
         trained = time.perf_counter()
     ended = time.perf_counter()
     troubled.join()

@@ -15,13 +15,11 @@ import time
 from itertools import pairwise
 
 import optuna
-from hydra import compose, initialize_config_dir
-from hydra.utils import execution_whitelist
 
 from cadence.cli.build import build
+from cadence.cli.compose import composed
 from cadence.cli.run import ROOT
-from cadence.cli.train import TRUSTED_TARGETS
-from cadence.config import checks as configs
+from cadence.config.checks import checked
 
 TRAINING = ("experiment=digits_mlp", "trainer.max_epochs=5", "trainer.step_size=4")
 
@@ -52,14 +50,13 @@ def sweep_seconds(trials: int) -> list[float]:
 
 def plain_seconds(runs: int) -> list[float]:
     """Return the time of the same training by the library alone: build, fit, nothing else."""
-    with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
-        settings = configs.checked(compose("config", [*TRAINING, "scaling=sqrt"]))
-        seconds = []
-        for _ in range(runs + 1):
-            start = time.perf_counter()
-            run = build(settings)
-            run.trainer.fit(run.train_loader, run.val_loader, settings.trainer.max_epochs)
-            seconds.append(time.perf_counter() - start)
+    settings = checked(composed([*TRAINING, "scaling=sqrt"]))
+    seconds = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        run = build(settings)
+        run.trainer.fit(run.train_loader, run.val_loader, settings.trainer.max_epochs)
+        seconds.append(time.perf_counter() - start)
     return seconds[1:]
 
 

@@ -25,7 +25,6 @@ from torch.optim import Optimizer
 
 from benchmarks.jobs import Loss, Workload
 from cadence import Trainer
-from cadence.metrics.record import Observer
 from cadence.tracking.mlflow.tracker import Tracker
 
 TRIED_WINDOWS = 8
@@ -149,7 +148,6 @@ class Cadence(Contender):
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
         self._loader = workload.cadence_loader()
-        self._observers: list[Observer] = []
         self._trainer = Trainer(
             self.model, self.optimizer, self.job.objective, workload.step_size, "cpu", **self.chosen
         )
@@ -160,7 +158,7 @@ class Cadence(Contender):
             limit = {"epochs": self.workload.epochs}
         else:
             limit = {"max_samples": self.workload.samples}
-        self._trainer.fit(self._loader, observers=self._observers, **limit)
+        self._trainer.fit(self._loader, **limit)
 
 
 class TrackedCadence(Cadence):
@@ -180,7 +178,7 @@ class TrackedCadence(Cadence):
             texts={},
             every=max(1, workload.samples // 100),
         )
-        self._observers = [self._tracker]
+        self._trainer.callbacks = [self._tracker]
 
     def __enter__(self) -> "TrackedCadence":
         """Begin the MLflow run, with its threads."""

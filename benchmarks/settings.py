@@ -23,6 +23,7 @@ from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.engine.device import compile_forward
 from cadence.system.malloc import keep_memory
+from cadence.training.noise_scale import NoiseScaleEstimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ def turn(run: Run, samples: int) -> tuple[float, Callable[[], float]]:
         run.step_size,
         "cpu",
         threads=run.threads,
-        noise_scale=run.noise_scale,
+        callbacks=[NoiseScaleEstimate()] * run.noise_scale,
     )
     minibatches = loader(TensorData(job.inputs, job.targets), job.batch_size, shuffle_seed=0)
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 from serving import free_port
+from waiting import until
 
 needs_browser = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")) and not os.environ.get("CI"),
@@ -101,11 +102,7 @@ def end(server: "subprocess.Popen[bytes]") -> None:
     os.killpg(server.pid, signal.SIGTERM)
     try:
         server.wait(timeout=60)
-        until(
-            lambda: not living(server.pid),
-            lambda: f"{server.args} leaves processes behind",
-            seconds=30,
-        )
+        until(lambda: not living(server.pid), f"{server.args} leaves no process behind", seconds=30)
     except BaseException:
         os.killpg(server.pid, signal.SIGKILL)
         raise
@@ -123,14 +120,7 @@ def living(group: int) -> list[int]:
 
 
 def wait_for(url: str) -> None:
-    until(lambda: answers(url), lambda: f"{url} does not answer", seconds=120)
-
-
-def until(holds: Callable[[], bool], otherwise: Callable[[], str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, otherwise()
-        time.sleep(0.5)
+    until(lambda: answers(url), f"{url} answers", every=0.5)
 
 
 def answers(url: str) -> bool:

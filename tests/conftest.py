@@ -14,12 +14,21 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
+SLOW_SECONDS = 3600
+"""After which a slow test is ended; any other has what pyproject.toml says."""
+
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Tests run beside each other: torch processes of several threads each slow each other down.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +65,7 @@ def quick_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a tracker deliver, and try again, at once instead of after seconds."""
     from cadence.tracking import upload as delivery
 
-    monkeypatch.setattr(delivery, "DELIVER_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "UPLOAD_SECONDS", 0.05)
     monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(delivery, "DOUBLINGS", 0)
 

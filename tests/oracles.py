@@ -1,6 +1,6 @@
 """What the engine's tests compare with, and the mini-batches they compare on."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,7 +10,10 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from cadence import Callback, Trainer
 from cadence.data.batch import Batch
+from cadence.metrics.result import Result, Window
+from cadence.plan.clock import Clock
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -101,3 +104,44 @@ def as_a_user_calls_it() -> Iterator[None]:
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors]).norm()
+
+
+class Seen(Callback):
+    """Keeps every window and every evaluation of a run."""
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[Clock, Window]] = []
+        self.evaluations: list[tuple[Clock, Result]] = []
+
+    def on_window_end(self, trainer: Trainer, window: Window) -> None:
+        self.windows.append((trainer.clock, window))
+
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        self.evaluations.append((trainer.clock, trainer.result))
+
+    @property
+    def evaluated_at(self) -> list[int]:
+        return [clock.samples for clock, _ in self.evaluations]
+
+
+class AtBoundaries(Callback):
+    """Calls a function wherever a run may be saved or stopped."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def on_window_end(self, trainer: Trainer, window: Window) -> None:
+        if not trainer.evaluation_is_due:
+            self._function()
+
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        self._function()
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self._function()
+
+
+def watched(trainer: Trainer, *callbacks: Callback) -> Trainer:
+    """Return a trainer with these callbacks and no others."""
+    trainer.callbacks = list(callbacks)
+    return trainer

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from waiting import until
 
 
 def free_port() -> int:
@@ -45,11 +45,8 @@ class MlflowServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 120
-        while not self._answers():
-            assert self._process.poll() is None, "the server died"
-            assert time.monotonic() < deadline, f"{self.uri} does not answer"
-            time.sleep(0.1)
+        process = self._process
+        until(self._answers, f"{self.uri} answers", alive=lambda: process.poll() is None, every=0.1)
 
     def kill(self) -> None:
         """End it at once, as kill -9 does, with its worker."""
@@ -108,9 +105,7 @@ def postgres_server(folder: Path) -> Iterator[int]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not _accepts(port):
-            assert process.poll() is None
-            time.sleep(0.2)
+        until(lambda: _accepts(port), "a database", alive=lambda: process.poll() is None, every=0.2)
         yield port
     finally:
         process.send_signal(signal.SIGINT)  # do not wait for clients

@@ -79,6 +79,19 @@ def test_overhead_prints_its_difference() -> None:
 
 
 @pytest.mark.slow
+def test_startup_prints_each_command_beside_the_import_of_torch() -> None:
+    lines = printed("startup", "--quick", "--only", "help", "typo").splitlines()
+
+    rows = [[cell.strip() for cell in each.split("|")[1:-1]] for each in lines[2:5]]
+    assert [row[:2] for row in rows] == [
+        ["here", "import torch"],
+        ["here", "help"],
+        ["here", "typo"],
+    ]
+    assert [row[-1] for row in rows] == ["", "0.35", "0.35"]
+
+
+@pytest.mark.slow
 def test_settings_prints_its_table() -> None:
     lines = printed("settings", "--quick", "--only", "fused").splitlines()
 

@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 ROOT = Path(__file__).resolve().parents[1]
 
 IMPORTED = (
-    *("torch", "mlflow.pytorch", "optuna", "sklearn.datasets", "matplotlib.pyplot", "plotly"),
+    *("torch", "mlflow.pytorch", "optuna", "matplotlib.pyplot", "plotly"),
     *(
         "cadence.display.terminal",
         "cadence.training.checkpointing",
@@ -30,7 +30,7 @@ IMPORTED = (
         "cadence.sweeps.report",
         "cadence.tracking.mlflow.tracker",
     ),
-    "hydra_plugins.cadence_sweeper._impl",
+    "hydra_plugins.cadence_sweeper._trial_loop",
 )
 """What takes long to import, and what no test replaces."""
 

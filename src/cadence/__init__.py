@@ -1,6 +1,6 @@
 """cadence: PyTorch training with the mini-batches per update as an exact, first-class dial.
 
-    from cadence import Trainer, accumulate, windows
+    from cadence import Callback, Trainer, accumulate, windows
 
 The names are loaded when first used, so that a command line that only prints its help does not
 wait for torch.
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cadence.engine.accumulation import accumulate
     from cadence.plan.window import windows
+    from cadence.training.callback import Callback
     from cadence.training.trainer import Trainer
 
-__all__ = ["Trainer", "accumulate", "windows"]
+__all__ = ["Callback", "Trainer", "accumulate", "windows"]
 
 
 def __getattr__(name: str) -> Any:
     modules = {
+        "Callback": "training.callback",
         "Trainer": "training.trainer",
         "accumulate": "engine.accumulation",
         "windows": "plan.window",

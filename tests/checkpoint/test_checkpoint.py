@@ -32,10 +32,10 @@ from oracles import CUDA, as_a_user_calls_it, same, weights
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from cadence.checkpoint import file_format as statefile
 from cadence.checkpoint import folder as module
 from cadence.checkpoint.file_format import read, snapshot
 from cadence.checkpoint.folder import Checkpoints, latest
-from cadence.checkpoint.folder import file_format as statefile
 from cadence.checkpoint.random_state import random_states, restore_random_states
 from cadence.checkpoint.state import (
     State,

@@ -66,9 +66,11 @@ REFUSED = {
     "try model=gpt",
     "model.outputs=9": "model.outputs=9: the data needs 10; null = as many",
     "model._target_=os.system": "model._target_=os.system: refused, because a config can name any "
-    "code to run; if you trust it, add its module to TRUSTED_TARGETS in src/train.py",
+    'code to run; if you trust it, add "os.*" to [tool.cadence] trusted in '
+    f"{ROOT}/pyproject.toml, or set CADENCE_TRUSTED=os.*",
     "data._target_=torch.load": "data._target_=torch.load: refused, because a config can name any "
-    "code to run; if you trust it, add its module to TRUSTED_TARGETS in src/train.py",
+    'code to run; if you trust it, add "torch.*" to [tool.cadence] trusted in '
+    f"{ROOT}/pyproject.toml, or set CADENCE_TRUSTED=torch.*",
     "track.experiment=": "track.experiment=: an experiment needs a name, such as cadence",
     "track.uri=sqlite:////dev/null/x.db": "track.uri=sqlite:////dev/null/x.db: it cannot be "
     "written (File exists: /dev/null); choose another, or train without by track=none",

@@ -14,9 +14,9 @@ import pytest
 from conftest import CommandLine
 from optuna.trial import TrialState
 from told import in_mlflow, in_the_folder, tracker
+from waiting import until
 
 from cadence.checkpoint.folder import latest
-from cadence.plan.clock import Clock
 from cadence.tracking import upload as delivery
 from cadence.tracking.sync import delivered
 
@@ -180,7 +180,7 @@ def test_a_disk_too_full_for_mlflows_database_is_named_and_keeps_no_half_of_it(
     assert str(refused.value).endswith("; correct it, or train without by track=none")
     assert (full / "mlflow.db").stat().st_size == 0
     with tracker(uri, tmp_path / "run") as tracked:
-        tracked.log(Clock(samples=1), {"number": 1.0})
+        tracked.log("number", 1.0, 1)
     assert ("number", 1.0, 1) in {
         (point.key, point.value, point.step) for point in in_mlflow(uri, tracked.run_id)
     }
@@ -206,7 +206,7 @@ def test_points_that_find_mlflows_disk_full_wait_in_the_run_folder_and_arrive_wh
         left = shutil.disk_usage(full).free - 30_000
         (full / "filler").write_bytes(b"0" * left)
         for sample in range(5000):
-            tracked.log(Clock(samples=sample), {"number": float(sample)})
+            tracked.log("number", float(sample), sample)
 
     assert caplog.messages[0].startswith("MLflow takes nothing (")
     assert caplog.messages[0].endswith(
@@ -249,9 +249,9 @@ def test_a_tracking_database_that_another_process_locks_is_waited_for(
     with tracker(tracking_uri, tmp_path) as tracked:
         with locked(database):
             for sample in range(3000):
-                tracked.log(Clock(samples=sample), {"number": float(sample)})
+                tracked.log("number", float(sample), sample)
             tracked.flush()
-        tracked.log(Clock(samples=3000), {"number": 3000.0})
+        tracked.log("number", 3000.0, 3000)
 
     assert in_mlflow(tracking_uri, tracked.run_id) == in_the_folder(tmp_path)
     assert len([point for point in in_the_folder(tmp_path) if point.key == "number"]) == 3001
@@ -272,8 +272,8 @@ def test_a_study_that_another_process_locks_is_waited_for(
             *("--multirun", "sweep=step_size", f"hydra.sweep.dir={sweep}", "track=none"),
             *("hydra.sweeper.n_trials=2", "trainer.max_samples=64"),
         )
-        while not (sweep / "trials" / "0" / "train.log").exists():
-            assert not running.done()
+        log = sweep / "trials" / "0" / "train.log"
+        until(log.exists, "the first trial", alive=lambda: not running.done())
         with locked(sweep / "study.db"), pytest.raises(TimeoutError):
             running.result(SECONDS_THAT_OPTUNA_WAITS + 2)
         ended = running.result()

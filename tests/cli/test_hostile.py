@@ -143,7 +143,7 @@ def test_a_run_folder_cannot_have_files_from_elsewhere_delivered(
     secret.write_text("secret")
     options = ("trainer.max_samples=64", "track.offline=true", f"track.uri=sqlite:///{tmp_path}/db")
     assert command(*options).returncode == 0
-    manifest, again = run / "tracking.json", ("--uri", f"sqlite:///{tmp_path}/db", str(run))
+    manifest, again = run / "run.json", ("--uri", f"sqlite:///{tmp_path}/db", str(run))
     told = json.loads(manifest.read_text())
 
     for name in ("../secret", str(secret)):

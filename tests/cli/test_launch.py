@@ -34,6 +34,7 @@ TWO_GPUS = (
 
 FAILING = """
 import builtins, os, sys
+from waiting import until
 
 imported = builtins.__import__
 
@@ -57,7 +58,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def status_in_mlflow(uri: str, folder: Path) -> str:
-    run_id = json.loads((folder / "delivered.json").read_text())["run_id"]
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
     return str(mlflow.MlflowClient(uri).get_run(run_id).info.status)
 
 
@@ -127,8 +128,7 @@ def ran_through(*arguments: str) -> bool:
 
 def after_some_progress(folder: Path) -> None:
     last = folder / "checkpoints" / "last.pt"
-    while not last.exists():
-        time.sleep(0.05)
+    until(last.exists, "a checkpoint", every=0.05)
     time.sleep(0.5)
 
 
@@ -252,7 +252,7 @@ def test_each_trial_of_a_sweep_starts_its_own_processes(
     trials = optuna.load_study(
         study_name=study.study_name, storage=f"sqlite:///{folder}/study.db"
     ).trials
-    assert [trial.user_attrs["processes"] for trial in trials] == [2, 2]
+    assert [trial.user_attrs["summary"]["processes"] for trial in trials] == [2, 2]
     for trial in trials:
         own = summary(folder / "trials" / str(trial.number))
         assert trial.values == [own["val_loss"], own["samples_per_second"]]

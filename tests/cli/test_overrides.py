@@ -10,7 +10,7 @@ from warm import Warm
 
 from cadence.cli.overrides import NO_SCHEDULE, with_one_schedule
 from cadence.cli.run import ROOT
-from cadence.config import checks as configs
+from cadence.config.checks import checked, register
 
 OLD, NEW = "trainer.step_size={0: 2, 50000: 8}", "trainer.step_size={0: 4}"
 
@@ -28,11 +28,11 @@ OLD, NEW = "trainer.step_size={0: 2, 50000: 8}", "trainer.step_size={0: 4}"
     ],
 )
 def test_the_last_step_size_holds_as_a_whole(given: list[str], step_size: object) -> None:
-    configs.register(ROOT)
+    register(ROOT)
     with initialize_config_dir(str(ROOT / "conf")):
         cfg = compose("config", with_one_schedule(given))
 
-    assert configs.checked(cfg).trainer.step_size == step_size
+    assert checked(cfg).trainer.step_size == step_size
 
 
 def test_a_schedule_replaces_the_one_of_a_recipe_in_each_job_of_a_multirun() -> None:

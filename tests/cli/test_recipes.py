@@ -17,14 +17,10 @@ RECIPES = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.ya
 
 def first_losses(recipe: str, count: int = 10) -> list[float]:
     """The losses of the first windows of a recipe, by the public functions alone."""
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import execution_whitelist
+    from cadence.cli.compose import composed
+    from cadence.config.checks import checked
 
-    from cadence.cli.train import TRUSTED_TARGETS
-    from cadence.config import checks as configs
-
-    with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
-        run = build(configs.checked(compose("config", [f"experiment={recipe}", "device=cpu"])))
+    run = build(checked(composed([f"experiment={recipe}", "device=cpu"])))
     model, optimizer = run.trainer.model, run.trainer.optimizer
     losses = []
     for window in windows(run.train_loader):

@@ -5,8 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +16,45 @@ import torch
 from conftest import ROOT, CommandLine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import as_a_user_calls_it, cut, regression_pair, same, weights
+from oracles import AtBoundaries, as_a_user_calls_it, cut, regression_pair, same, weights
 from told import in_mlflow, in_the_folder
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
+from waiting import until
 from warm import Warm
 
-from cadence import Trainer
+from cadence import Callback, Trainer
 from cadence.checkpoint.file_format import read
 from cadence.checkpoint.folder import FOLDER, Checkpoints, latest
 from cadence.cli.resume import OVERRIDES, with_resume
-from cadence.config.checks import ConfigError
+from cadence.config.errors import ConfigError
 from cadence.data import TensorData, loader
-from cadence.engine.update import Outcome
-from cadence.metrics.record import Result
+from cadence.metrics.result import Result, Window
 from cadence.models.mlp import mlp
 from cadence.objectives import Regression
-from cadence.plan.clock import Clock
 from cadence.plan.schedule import cosine
 from cadence.system.locks import run_lock
+from cadence.training.early_stopping import EarlyStopping
+from cadence.training.noise_scale import NoiseScaleEstimate
 
 
 class StoppedError(Exception):
     """The run was interrupted here."""
 
 
-class Seen:
-    """An observer that keeps every number it is shown."""
+class Seen(Callback):
+    """Keeps every number of a run."""
 
     def __init__(self) -> None:
         self.numbers: list[tuple[Any, ...]] = []
 
-    def window(self, clock: Clock, outcome: Outcome) -> None:
-        self.numbers.append((clock, outcome))
+    def on_window_end(self, trainer: Trainer, window: Window) -> None:
+        self.numbers.append((trainer.clock, window))
 
-    def evaluation(self, clock: Clock, result: Result) -> None:
-        self.numbers.append((clock, result.train_loss, result.val_loss))
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        result = trainer.result
+        self.numbers.append((trainer.clock, result.train_loss, result.val_loss))
 
 
 def trainer_of(seed: int, **settings: Any) -> Trainer:
@@ -80,7 +81,6 @@ LOADERS = {"cadence's loader": seeded_loader, "torch's own shuffle": unseeded_lo
 CHANGING = {
     "step_size": {0: 2, 13: 1, 21: 3, 60: 1},
     "scaling": "sqrt",
-    "noise_scale": True,
     "microbatch_size": 8,
     "allow_batch_coupling": True,
 }
@@ -93,7 +93,8 @@ HELD_OUT = cut(regression_pair(10), [4, 4, 2])
 @settings(max_examples=20)
 @given(
     stop_at=st.integers(1, 14),
-    limits=st.sampled_from([{"epochs": 4}, {"max_samples": 100}, {"epochs": 4, "patience": 2}]),
+    limits=st.sampled_from([{"epochs": 4}, {"max_samples": 100}]),
+    patience=st.sampled_from([None, 2]),
     evaluate_every=st.sampled_from([None, 10, 50]),
     chosen=st.sampled_from([{}, CHANGING]),
 )
@@ -102,14 +103,14 @@ def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
     make_loader: Any,
     stop_at: int,
     limits: dict[str, int],
+    patience: int | None,
     evaluate_every: int | None,
     chosen: dict[str, Any],
 ) -> None:
     with as_a_user_calls_it():  # the type checker of the tests draws random numbers itself
         undisturbed, whole = trainer_of(0, **chosen), Seen()
-        expected = undisturbed.fit(
-            make_loader(), HELD_OUT, **limits, evaluate_every=evaluate_every, observers=[whole]
-        )
+        undisturbed.callbacks = [whole, *callbacks_of(chosen, patience)]
+        expected = undisturbed.fit(make_loader(), HELD_OUT, **limits, evaluate_every=evaluate_every)
 
         stopped, parts = trainer_of(0, **chosen), Seen()
         folder = tmp_path_factory.mktemp("checkpoints")
@@ -123,20 +124,15 @@ def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
                     checkpoints.save(stopped.state({}), best=False)
                 raise StoppedError
 
+        stopped.callbacks = [parts, *callbacks_of(chosen, patience), AtBoundaries(stop)]
         try:
-            found = stopped.fit(
-                make_loader(),
-                HELD_OUT,
-                **limits,
-                evaluate_every=evaluate_every,
-                observers=[parts],
-                at_boundary=stop,
-            )
+            found = stopped.fit(make_loader(), HELD_OUT, **limits, evaluate_every=evaluate_every)
         except StoppedError:
             torch.manual_seed(99)  # what happens in between leaves no trace
             resumed = trainer_of(1, **chosen)
+            resumed.callbacks = [parts, *callbacks_of(chosen, patience)]
             resumed.restore(latest(folder))
-            found = go_on(resumed, make_loader(), limits, evaluate_every, parts)
+            found = go_on(resumed, make_loader(), limits, evaluate_every)
             stopped = resumed
 
     assert same(weights(stopped.model), weights(undisturbed.model))
@@ -144,10 +140,15 @@ def test_a_run_stopped_at_any_boundary_goes_on_bit_for_bit(
     assert stopped.state({}).clock == undisturbed.state({}).clock
     assert parts.numbers == whole.numbers
     noise, undisturbed_noise = (
-        trainer.state({}).record["noise_scale"] for trainer in (stopped, undisturbed)
+        trainer.state({}).record["callbacks"] for trainer in (stopped, undisturbed)
     )
     assert noise == undisturbed_noise
     assert (found.train_loss, found.val_loss) == (expected.train_loss, expected.val_loss)
+
+
+def callbacks_of(chosen: dict[str, Any], patience: int | None) -> list[Callback]:
+    noise = [NoiseScaleEstimate()] if chosen else []
+    return [*noise, *([] if patience is None else [EarlyStopping(patience)])]
 
 
 def go_on(
@@ -155,16 +156,15 @@ def go_on(
     data: DataLoader[Any],
     limits: dict[str, int],
     evaluate_every: int | None,
-    seen: Seen,
 ) -> Result:
     left = dict(limits)
     if "epochs" in left:
         left["epochs"] -= trainer.clock.epoch
     if "max_samples" in left:
         left["max_samples"] -= trainer.clock.samples
-    if min(value for name, value in left.items() if name != "patience") == 0:
+    if min(left.values()) == 0:
         return trainer.result
-    return trainer.fit(data, HELD_OUT, **left, evaluate_every=evaluate_every, observers=[seen])
+    return trainer.fit(data, HELD_OUT, **left, evaluate_every=evaluate_every)
 
 
 def test_the_loss_scale_of_float16_goes_on() -> None:
@@ -201,7 +201,8 @@ def test_patience_ends_a_run_after_so_many_evaluations_without_a_lower_loss() ->
     trainer = Trainer(model, SGD(model.parameters(), lr=0.0), Regression(), 1, "cpu")
     seen = Seen()
 
-    trainer.fit(seeded_loader(), HELD_OUT, epochs=50, patience=3, observers=[seen])
+    trainer.callbacks = [seen, EarlyStopping(3)]
+    trainer.fit(seeded_loader(), HELD_OUT, epochs=50)
 
     evaluations = [numbers for numbers in seen.numbers if len(numbers) == 3]
     assert len(evaluations) == 4  # the first is the best, and three more are in vain
@@ -257,9 +258,8 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_curves_in_the_same_places(
     folder = tmp_path / "killed"
     assert command(*arguments, f"hydra.run.dir={undisturbed}").returncode == 0
     dying = started([*arguments, f"hydra.run.dir={folder}"])
-    while not (folder / "checkpoints" / "previous.pt").exists():
-        assert dying.poll() is None
-        time.sleep(0.002)
+    previous = folder / "checkpoints" / "previous.pt"
+    until(previous.exists, "two saves", alive=lambda: dying.poll() is None, every=0.002)
     dying.send_signal(number)
     dying.communicate(timeout=120)
     assert dying.returncode == code
@@ -549,9 +549,8 @@ def test_a_folder_that_is_used_again_holds_nothing_of_the_run_before(
         ["trainer.max_epochs=100000", "trainer.checkpoint_every=1000000000", "track=none",
          "trainer.evaluate_every=1000000000", "seed=1", f"hydra.run.dir={folder}"]
     )  # fmt: skip
-    while "seed=1" not in (folder / ".hydra" / "overrides.yaml").read_text():
-        assert again.poll() is None
-        time.sleep(0.01)
+    kept = folder / OVERRIDES
+    until(lambda: "seed=1" in kept.read_text(), "another run", alive=lambda: again.poll() is None)
 
     again.kill()
     again.communicate(timeout=60)

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from oracles import same
 from test_resume import curves
+from waiting import until
 
 from cadence.checkpoint.file_format import read
 
@@ -46,8 +47,11 @@ def kill_after_some_progress(
     """Kill a run some time after it has saved anew; False = it ended by itself before."""
     file = folder / "checkpoints" / "last.pt"
     before = file.stat().st_mtime_ns if file.exists() else 0
-    while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
-        time.sleep(0.005)
+
+    def saved() -> bool:
+        return file.exists() and file.stat().st_mtime_ns > before
+
+    until(lambda: process.poll() is not None or saved(), "a checkpoint", every=0.005)
     time.sleep(chance.random() * 0.2)
     process.kill()
     return process.wait() == -9

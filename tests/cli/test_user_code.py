@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT
+from waiting import until
 
 from cadence.checkpoint.folder import FOLDER, latest
 
@@ -33,6 +34,12 @@ def readme() -> str:
     return (ROOT / "README.md").read_text()
 
 
+def trusting() -> str:
+    """The lines that the README says to add to pyproject.toml."""
+    (lines,) = re.findall(r"```toml\n(.*?)```", readme(), re.S)
+    return str(lines)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A user's clone with the README's files in it, and its module trusted as the README says."""
@@ -43,12 +50,7 @@ def project(tmp_path: Path) -> Path:
         file = clone / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    hall = clone / "src" / "train.py"
-    hall.write_text(
-        hall.read_text().replace(
-            '    "torch.optim.*",\n)', '    "torch.optim.*",\n    "my_project.*",\n)'
-        )
-    )
+    (clone / "pyproject.toml").write_text(trusting())
     return clone
 
 
@@ -59,7 +61,7 @@ def run(project: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
             *(f"hydra.run.dir={project}/run", *overrides),
         ],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": f"{project}/elsewhere"},
+        env={**os.environ, "PYTHONPATH": f"{project}/src:{project}/elsewhere"},
         capture_output=True,
         text=True,
         check=False,
@@ -144,16 +146,16 @@ def test_the_readmes_sweep_searches_what_it_says(project: Path) -> None:
     assert re.search(r"trial 1: trainer.step_size=(1|4|16) model.hidden=\[(32|128)\]", ended.stdout)
 
 
-def test_a_module_that_is_not_trusted_is_refused_with_the_constant_to_edit(project: Path) -> None:
-    hall = project / "src" / "train.py"
-    hall.write_text(hall.read_text().replace('    "my_project.*",\n', ""))
+def test_a_module_that_is_not_trusted_is_refused_with_both_ways_to_trust_it(project: Path) -> None:
+    (project / "pyproject.toml").unlink()
 
     ended = run(project, "model=residual")
 
     assert ended.returncode == 1
     assert ended.stderr.startswith(
         "error: model._target_=my_project.models.Residual: refused, because a config can name any "
-        "code to run; if you trust it, add its module to TRUSTED_TARGETS in src/train.py"
+        'code to run; if you trust it, add "my_project.models.*" to [tool.cadence] trusted in '
+        f"{project}/pyproject.toml, or set CADENCE_TRUSTED=my_project.models.*\n"
     )
 
 
@@ -213,18 +215,16 @@ def loading(project: Path) -> "Iterator[tuple[subprocess.Popen[str], list[psutil
             *("trainer.max_epochs=1000", f"hydra.run.dir={project}/run"),
         ],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{project}/elsewhere"},
+        env={**os.environ, "PYTHONPATH": f"{project}/src:{project}/elsewhere"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     run = psutil.Process(process.pid)
-    while len(workers := run.children()) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
+    until(lambda: len(run.children()) >= 2, "two workers", alive=lambda: process.poll() is None)
     time.sleep(0.5)  # now they load
-    yield process, workers
+    yield process, run.children()
     process.kill()
     process.communicate()
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as some
 from omegaconf import DictConfig, OmegaConf
 
 from cadence import windows
-from cadence.config import checks as configs
+from cadence.config.checks import checked, flattened, quoted, register
+from cadence.config.errors import ConfigError
 from cadence.config.schema import SCHEMAS, Config, SweepConfig
 
 CONF = ROOT / "conf"
@@ -23,7 +24,7 @@ PATHS = {"text": "data.path=a.txt", "arrays": "data.path=a.npz"}
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    configs.register(ROOT)
+    register(ROOT)
     with initialize_config_dir(str(CONF)):
         yield
 
@@ -31,7 +32,7 @@ def registered() -> Iterator[None]:
 @given(some.text("a/ '\"\\=,:()[]{}#%é", min_size=1))
 def test_a_quoted_path_is_read_as_that_path(name: str) -> None:
     path = Path(name)
-    override = OverridesParser.create().parse_override(f"resume={configs.quoted(path)}")
+    override = OverridesParser.create().parse_override(f"resume={quoted(path)}")
 
     assert override.value() == str(path)
 
@@ -47,7 +48,7 @@ def composed(*overrides: str) -> DictConfig:
 def test_every_option_composes_and_is_possible(group: str, option: str) -> None:
     path = [PATHS[option]] if option in PATHS else []
 
-    configs.checked(composed(f"{group}={option}", *path))
+    checked(composed(f"{group}={option}", *path))
 
 
 def test_the_yaml_default_of_step_size_is_the_one_of_python() -> None:
@@ -60,9 +61,9 @@ def test_a_schedule_of_step_size_is_plain_numbers_and_one_param_as_it_is_typed()
     typed = "{0: 2, 50000: 8}"
     cfg = composed(f"trainer.step_size={typed}")
 
-    assert configs.checked(cfg).trainer.step_size == {0: 2, 50000: 8}
-    assert configs.flattened(cfg)["trainer.step_size"] == typed
-    assert configs.checked(composed(f"trainer.step_size={typed}", "trainer.step_size=4"))
+    assert checked(cfg).trainer.step_size == {0: 2, 50000: 8}
+    assert flattened(cfg)["trainer.step_size"] == typed
+    assert checked(composed(f"trainer.step_size={typed}", "trainer.step_size=4"))
 
 
 @pytest.mark.parametrize(
@@ -78,22 +79,22 @@ def test_a_schedule_of_step_size_is_plain_numbers_and_one_param_as_it_is_typed()
     ],
 )  # fmt: skip
 def test_an_impossible_schedule_is_refused_by_its_key(value: str, message: str) -> None:
-    with pytest.raises(configs.ConfigError) as refused:
-        configs.checked(composed(f"trainer.step_size={value}"))
+    with pytest.raises(ConfigError) as refused:
+        checked(composed(f"trainer.step_size={value}"))
 
     assert str(refused.value) == f"trainer.step_size={message}"
 
 
 @pytest.mark.parametrize("final", ["1.5", "-0.5"])
 def test_a_schedules_end_outside_of_0_to_1_is_refused(final: str) -> None:
-    with pytest.raises(configs.ConfigError) as refused:
-        configs.checked(composed("schedule=cosine", f"schedule.final={final}"))
+    with pytest.raises(ConfigError) as refused:
+        checked(composed("schedule=cosine", f"schedule.final={final}"))
 
     assert str(refused.value) == (
         f"schedule.final={final}: must be a number: factor on the learning rate at the end, at "
         "least 0, at most 1"
     )
-    assert configs.checked(composed("schedule=cosine", "schedule.final=1")).schedule.final == 1
+    assert checked(composed("schedule=cosine", "schedule.final=1")).schedule.final == 1
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "mps"])
@@ -115,7 +116,7 @@ def test_every_setting_states_its_unit() -> None:
 
 
 def test_params_are_flat_and_keep_lists_whole() -> None:
-    params = configs.flattened(composed("model.hidden=[8,4]"))
+    params = flattened(composed("model.hidden=[8,4]"))
 
     assert params["model.hidden"] == [8, 4]
     assert params["data.objective._target_"] == "cadence.objectives.Classification"
@@ -133,7 +134,7 @@ def test_a_composed_config_survives_being_written_and_read(tmp_path: Path) -> No
 @pytest.mark.parametrize("sweep", [option for group, option in OPTIONS if group == "sweep"])
 @pytest.mark.parametrize("recipe", [option for group, option in OPTIONS if group == "experiment"])
 def test_every_sweep_composes_with_every_recipe(sweep: str, recipe: str) -> None:
-    settings = configs.checked(composed(f"sweep={sweep}", f"experiment={recipe}"))
+    settings = checked(composed(f"sweep={sweep}", f"experiment={recipe}"))
 
     assert settings.sweep is not None
     assert settings.sweep.repeats == 1
@@ -141,7 +142,7 @@ def test_every_sweep_composes_with_every_recipe(sweep: str, recipe: str) -> None
 
 @pytest.mark.parametrize("recipe", [option for group, option in OPTIONS if group == "experiment"])
 def test_a_sweep_at_equal_seconds_needs_no_last_sample(recipe: str) -> None:
-    settings = configs.checked(composed("sweep=equal_seconds", f"experiment={recipe}"))
+    settings = checked(composed("sweep=equal_seconds", f"experiment={recipe}"))
 
     assert (settings.trainer.max_epochs, settings.trainer.max_samples) == (None, None)
     assert settings.trainer.max_seconds == 20

@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from io import StringIO
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,6 @@ import pytest
 import torch
 from oracles import Pair, cut, gradients, regression_pair, relative_error, same, weights
 from rich.console import Console
-from told import in_the_folder
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD, AdamW
@@ -25,9 +22,8 @@ from cadence.engine.accumulation import Accumulated, Accumulator
 from cadence.engine.microbatching import Microbatching
 from cadence.engine.noise_scale import LEVEL, UNKNOWN, NoiseEstimate, NoiseScale, Parts
 from cadence.objectives import LanguageModelling, Regression
-from cadence.plan.clock import Clock
-from cadence.tracking.metrics_file import MetricsFile
-from cadence.tracking.metrics_logger import MetricsLogger
+from cadence.training.callback import Tracker
+from cadence.training.noise_scale import NoiseScaleEstimate
 
 
 def squares(gradients: Sequence[float], sizes: Sequence[int]) -> tuple[float, Parts]:
@@ -160,7 +156,7 @@ def standing_still(step_size: int, size: int, **settings: Any) -> Trainer:
         model.weight.zero_()[0, 0] = 1
     return Trainer(
         model, SGD(model.parameters(), lr=0.0), Regression(), step_size, "cpu",
-        noise_scale=True, **settings,
+        callbacks=[NoiseScaleEstimate()], **settings,
     )  # fmt: skip
 
 
@@ -170,7 +166,7 @@ def test_after_2000_windows_the_estimate_is_within_a_tenth(step_size: int) -> No
     result = standing_still(step_size, 8).fit([*stream(2000 * step_size, 8, seed=1)], epochs=1)
 
     assert result.updates == 2000
-    assert result.noise_scale == pytest.approx(TRUTH, rel=0.1)
+    assert result.reported["noise_scale"] == pytest.approx(TRUTH, rel=0.1)
 
 
 def test_two_ragged_minibatches_are_unbiased_up_to_the_interval() -> None:
@@ -179,9 +175,11 @@ def test_two_ragged_minibatches_are_unbiased_up_to_the_interval() -> None:
                    for size, batch in zip(sizes, stream(4000, 8, seed=3), strict=True)]  # fmt: skip
     result = standing_still(2, 8).fit(minibatches, epochs=1)
 
-    assert result.noise_scale_low is not None
-    assert result.noise_scale_high is not None
-    assert result.noise_scale_low < TRUTH < result.noise_scale_high < 2 * TRUTH
+    assert result.reported["noise_scale_low"] is not None
+    assert result.reported["noise_scale_high"] is not None
+    assert (
+        result.reported["noise_scale_low"] < TRUTH < result.reported["noise_scale_high"] < 2 * TRUTH
+    )
 
 
 def simulated(seed: int, step_size: int, size: int = 8, windows: int = 2000) -> NoiseEstimate:
@@ -313,7 +311,8 @@ def trained(noise_scale: bool, microbatch_size: int | None = None) -> tuple[list
     model.double()
     trainer = Trainer(
         model, AdamW(model.parameters(), lr=0.01), Regression(), 3, "cpu", clip_norm=0.1,
-        microbatch_size=microbatch_size, allow_batch_coupling=True, noise_scale=noise_scale,
+        microbatch_size=microbatch_size, allow_batch_coupling=True,
+        callbacks=[NoiseScaleEstimate()] * noise_scale,
     )  # fmt: skip
     trainer.fit(loader(TensorData(*regression_pair(400)), 4, shuffle_seed=5), epochs=4)
     return weights(model), trainer
@@ -324,9 +323,8 @@ def test_what_is_learned_does_not_depend_on_it(microbatch_size: int | None) -> N
     (off, plain), (on, trainer) = trained(False, microbatch_size), trained(True, microbatch_size)
 
     assert same(on, off)
-    assert plain.result.noise_scale is None
-    assert trainer.result.noise_scale is not None
-    assert trainer.result.noise_scale > 0
+    assert plain.result.reported == {}
+    assert trainer.result.reported["noise_scale"] > 0
 
 
 def test_a_window_of_a_single_pass_is_halved_now_and_then_and_reported_as_it_is_otherwise() -> None:
@@ -337,15 +335,14 @@ def test_a_window_of_a_single_pass_is_halved_now_and_then_and_reported_as_it_is_
         model = nn.Linear(3, 1).double()
         trainer = Trainer(
             model, SGD(model.parameters(), lr=0.01), Regression(), 2, "cpu", microbatch_size=64,
-            noise_scale=noise_scale,
+            callbacks=[NoiseScaleEstimate()] * noise_scale,
         )  # fmt: skip
         result = trainer.fit(minibatches, epochs=7)
         finals.append((weights(model), result.microbatch_size))
 
     assert relative_error(finals[1][0], finals[0][0]) <= 1e-12
     assert finals[0][1] == finals[1][1] == 64
-    assert result.noise_scale is not None
-    assert result.noise_scale > 0
+    assert result.reported["noise_scale"] > 0
 
 
 def measured_windows(
@@ -427,20 +424,21 @@ def test_a_refused_window_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_what_cannot_be_told_is_said_in_words_and_drawn_nowhere(
-    tmp_path: Path, estimate: tuple[float, float, float], said: str, logged: int
+    monkeypatch: pytest.MonkeyPatch, estimate: tuple[float, float, float], said: str, logged: int
 ) -> None:
-    result = replace(
-        standing_still(2, 4).fit([*stream(2, 4, seed=0)], epochs=1),
-        **dict(zip(("noise_scale", "noise_scale_low", "noise_scale_high"), estimate, strict=True)),
-    )
+    monkeypatch.setattr(NoiseScale, "estimate", lambda _: NoiseEstimate(*estimate))
+    seen: list[str] = []
+
+    class Logs(Tracker):
+        def log(self, name: str, value: float, samples: int) -> None:
+            seen.append(name)
+
+    trainer = standing_still(2, 4)
+    trainer.callbacks.append(Logs())
+    result = trainer.fit([*stream(2, 4, seed=0)], epochs=1)
     written = StringIO()
     Display(None, Console(file=written, width=160)).table(result, (2,), {})
-    journal = MetricsFile(tmp_path)
-    logbook = MetricsLogger(journal, dict, every=1, resumed_at=None)
-    logbook.measured(Clock(samples=8), result)
-    logbook.close()
-    journal.close()
 
     assert f"noise scale  {said}\n" in written.getvalue()
     names = ("train/noise_scale_low", "train/noise_scale", "train/noise_scale_high")
-    assert {p.key for p in in_the_folder(tmp_path) if "noise" in p.key} == {*names[:logged]}
+    assert {*seen} == {*names[:logged]}

@@ -3,15 +3,12 @@
 import math
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
-from hydra.utils import execution_whitelist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cadence.cli.build import Run, build, effective_batch
-from cadence.cli.train import TRUSTED_TARGETS
-from cadence.config import checks as configs
+from cadence.cli.compose import composed
+from cadence.config.checks import checked
 from cadence.plan.scaling import scaled
 
 ADAM = {"lr": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1}
@@ -73,10 +70,8 @@ def test_the_callers_arguments_stay_as_they_are() -> None:
 
 def built(*overrides: str) -> tuple[int, Run]:
     """A run on the 1,437 digits in mini-batches of 500, and its effective batch."""
-    with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
-        cfg = compose("config", ["data.batch_size=500", "scaling=sqrt", *overrides])
-        settings = configs.checked(cfg)
-        run = build(settings)
+    settings = checked(composed(["data.batch_size=500", "scaling=sqrt", *overrides]))
+    run = build(settings)
     return effective_batch(settings, run.data, settings.trainer.step_size), run
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cadence.cli.build import WINDOW, planned_step_sizes
 from cadence.cli.processes import check_device, of_the_training, processes_wanted
 from cadence.cli.run import ROOT, window_in_words
-from cadence.config import checks as configs
+from cadence.config.checks import checked, register
+from cadence.config.errors import ConfigError
 from cadence.plan.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
 
 
@@ -82,9 +83,9 @@ def test_impossible_shares_are_refused(step_size: list[int], message: str) -> No
 
 
 def settings_of(*overrides: str) -> Any:
-    configs.register(ROOT)
+    register(ROOT)
     with initialize_config_dir(str(ROOT / "conf")):
-        return configs.checked(compose("config", ["distributed=ddp", *overrides]))
+        return checked(compose("config", ["distributed=ddp", *overrides]))
 
 
 BEGAN = {
@@ -195,7 +196,7 @@ def test_processes_that_are_not_possible_here_are_refused(
         monkeypatch.setenv(name, value)
     settings = settings_of(*overrides)
 
-    with pytest.raises(configs.ConfigError) as refused:
+    with pytest.raises(ConfigError) as refused:
         check_device(settings, processes_wanted(settings))
     assert str(refused.value) == message
 
@@ -224,7 +225,7 @@ def test_all_processes_have_the_same_of_what_decides_the_training(
 
 @pytest.mark.parametrize("sizes", ["word", "3", "[]", "[0,2]", "[true,1]", "[1.5,1]"])
 def test_step_sizes_are_a_list_auto_or_null(sizes: str) -> None:
-    with pytest.raises(configs.ConfigError, match="auto = by their speeds; null = trainer"):
+    with pytest.raises(ConfigError, match="auto = by their speeds; null = trainer"):
         settings_of(f"distributed.step_sizes={sizes}")
 
 

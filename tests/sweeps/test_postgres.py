@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from serving import needs_postgres, postgres_server
 from sqlalchemy.pool import NullPool
 
-from cadence.sweeps.study import alone_with_study, open_storage
+from cadence.sweeps.locks import study_locked
+from cadence.sweeps.study import open_storage
 
 
 @pytest.fixture
@@ -51,18 +52,19 @@ def test_a_sweep_in_postgresql_holds_no_transaction_open_and_bears_a_server_that
     postgres: str,
 ) -> None:
     name = "step_size_digits_mlp"
-    storage = open_storage(postgres)
+    database = optuna.storages.RDBStorage(postgres, engine_kwargs={"pool_pre_ping": True})
+    storage = open_storage(database)
     study = optuna.create_study(storage=storage, study_name=name)
     states = "select distinct state from pg_stat_activity where query like '%advisory%'"
     elsewhere = "and pid <> pg_backend_pid()"
     ended = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
     with psycopg.connect(postgres.replace("+psycopg", ""), autocommit=True) as other:
-        with alone_with_study(storage, name):
+        with study_locked(database, name):
             assert other.execute(f"{states} {elsewhere}").fetchall() == [("idle",)]
         other.execute(f"{ended} and datname = current_database()")
 
     study.set_user_attr("still", "there")  # its connections were the server's that ended
-    storage._backend.engine.dispose()
+    database.engine.dispose()
 
 
 @needs_postgres
@@ -78,7 +80,7 @@ def test_a_second_host_is_kept_out_of_a_study_in_postgresql(
         )
 
     storage = optuna.storages.RDBStorage(postgres, engine_kwargs={"poolclass": NullPool})
-    with alone_with_study(storage, "step_size_digits_mlp"):
+    with study_locked(storage, "step_size_digits_mlp"):
         refused = sweep("other host")
     let_in = sweep("other host")
 

@@ -25,10 +25,15 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 from told import in_mlflow, in_the_folder
+from waiting import until
 
-from cadence.sweeps import study as sweeps
+from cadence.sweeps import study as studies
+from cadence.sweeps.definition import SearchDefinition
+from cadence.sweeps.next_points import remaining
+from cadence.sweeps.points import points as points_of
+from cadence.sweeps.trials import SUMMARY, attributes
 from cadence.tracking.mlflow.sweep_runs import SweepRuns, parent_of_folder
-from cadence.tracking.run_file import UploadState
+from cadence.tracking.run_file import RunFile, UploadState
 
 TINY = ("trainer.max_samples=128", "trainer.max_epochs=null")
 NAME = "step_size_digits_mlp"
@@ -71,7 +76,7 @@ def test_every_trial_is_linked_to_its_run_and_its_folder_and_back(
         folder = tmp_path / "sweep" / "trials" / str(trial.number)
         assert trial.user_attrs["folder"] == run.data.tags["cadence.run_folder"] == str(folder)
         assert (folder / "summary.json").is_file()
-        assert trial.user_attrs["samples"] == 128
+        assert attributes(trial)["samples"] == 128
     names = {file.name for file in (tmp_path / "sweep").iterdir()}
     assert names >= {
         *("study.db", "trials", "trials.csv", "optimization_results.yaml"),
@@ -96,23 +101,18 @@ def test_a_longer_sweep_goes_on_where_the_shorter_one_ended(
     assert [folder.name for folder in folders] == ["0", "1", "2", "3"]
 
 
-def test_a_trials_attributes_reach_the_disk_at_once(tmp_path: Path) -> None:
-    storage = sweeps.open_storage(f"sqlite:///{tmp_path}/study.db")
-    study = optuna.create_study(storage=storage)
+def test_a_trials_summary_reaches_the_disk_at_once(tmp_path: Path) -> None:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db")
+    study = studies.open_study(studies.open_storage(storage), "s", DEFINITION)
     trial = study.ask()
-    commits = []
-    database = sweeps._database(storage)
-    assert database is not None
-    event.listen(database.engine, "commit", commits.append)
-    attributes = {f"number {index}": index for index in range(20)}
+    commits: list[object] = []
+    event.listen(storage.engine, "commit", commits.append)
+    summary = {f"number {index}": index for index in range(20)}
 
-    sweeps.keep(trial, attributes)
+    trial.set_user_attr(SUMMARY, summary)
 
     assert len(commits) == 1
-    assert study.trials[0].user_attrs == attributes
-    in_memory = optuna.create_study().ask()
-    sweeps.keep(in_memory, attributes)
-    assert in_memory.user_attrs == attributes
+    assert attributes(study.trials[0]) == summary
 
 
 def test_a_space_with_fewer_points_than_trials_ends_when_all_are_done_and_says_so(
@@ -137,7 +137,7 @@ def test_a_space_with_fewer_points_than_trials_ends_when_all_are_done_and_says_s
 def test_the_points_of_a_space_lie_in_it_once_each(
     distribution: BaseDistribution, values: list[float]
 ) -> None:
-    points = sweeps.points({"x": distribution})
+    points = points_of({"x": distribution})
 
     assert points == [{"x": value} for value in values]
     assert all(
@@ -151,12 +151,12 @@ def test_a_space_is_done_when_each_of_its_points_has_all_its_trials() -> None:
     for x in (1, 1, 1):
         study.add_trial(create_trial(values=[0, 1], params={"x": x}, distributions=space))
 
-    assert sweeps.left(study, space) == 2
-    assert sweeps.left(study, space, repeats=3) == 6
+    assert remaining(study, space) == 2
+    assert remaining(study, space, repeats=3) == 6
     study.add_trial(create_trial(state=TrialState.FAIL, params={"x": 2}, distributions=space))
     study.enqueue_trial({"x": 4})
-    assert sweeps.left(study, space) == 1
-    assert sweeps.left(study, {"x": FloatDistribution(0, 1)}) is None
+    assert remaining(study, space) == 1
+    assert remaining(study, {"x": FloatDistribution(0, 1)}) is None
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_repeats_run_each_point_with_seeds_of_its_own(command: CommandLine, tmp_
     assert sorted(step_sizes(study)) == [1, 1, 2, 2, 4, 4]
     for step_size in (1, 2, 4):
         replicates = [t for t in study.trials if t.params["trainer.step_size"] == step_size]
-        assert [trial.user_attrs["seed"] for trial in replicates] == [5, 6]
+        assert [attributes(trial)["seed"] for trial in replicates] == [5, 6]
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_a_grid_is_repeated_in_whole_rounds(command: CommandLine, tmp_path: Path
     assert step_sizes(study_of(tmp_path, name)) == [1, 2, 4, 1, 2, 4]
 
 
-def test_a_changed_question_is_refused_with_the_difference(
+def test_a_changed_search_definition_is_refused_with_the_difference(
     command: CommandLine, tmp_path: Path
 ) -> None:
     assert command(*options(tmp_path, "hydra.sweeper.n_trials=1", "track=none")).returncode == 0
@@ -231,7 +231,7 @@ def test_a_changed_question_is_refused_with_the_difference(
 
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"error: study {NAME}: it asks another question (trainer.step_size: was "
+        f"error: study {NAME}: its search definition has changed (trainer.step_size: was "
         "IntDistribution(high=32, log=True, low=1, step=1), now "
         "CategoricalDistribution(choices=(1, 2, 4)); optimizer.lr: was 0.001, now 0.1); give the "
         "same one to go on, or another hydra.sweeper.study_name= to begin anew\n"
@@ -239,35 +239,35 @@ def test_a_changed_question_is_refused_with_the_difference(
     assert len(study_of(tmp_path).trials) == 1
 
 
-QUESTION = sweeps.Question(
+DEFINITION = SearchDefinition(
     {"trainer.step_size": IntDistribution(1, 8)}, ["minimize", "maximize"], {"seed": 0}
 )
-ANOTHER = dataclasses.replace(QUESTION, fixed={"seed": 1})
+ANOTHER = dataclasses.replace(DEFINITION, fixed={"seed": 1})
 
 
 @pytest.mark.parametrize("comes_to_something", [True, False])
-def test_a_changed_question_is_taken_until_a_trial_has_come_to_something(
+def test_a_changed_search_definition_is_taken_until_a_trial_has_come_to_something(
     comes_to_something: bool,
 ) -> None:
-    storage = sweeps.open_storage(None)
-    study = sweeps.open_study(storage, "s", QUESTION)
+    storage = studies.open_storage(None)
+    study = studies.open_study(storage, "s", DEFINITION)
     running, waiting = study.ask(), 1
     study.enqueue_trial({"trainer.step_size": 4})
 
     if comes_to_something:
         with pytest.raises(ValueError, match=r"seed: was 0, now 1"):
-            sweeps.open_study(storage, "s", ANOTHER, lambda trial: trial.number == running.number)
-        assert study.user_attrs["question"] == QUESTION.stated()
+            studies.open_study(storage, "s", ANOTHER, lambda trial: trial.number == running.number)
+        assert study.user_attrs["question"] == DEFINITION.as_json()
         assert study.trials[waiting].state == TrialState.WAITING
         return
-    again = sweeps.open_study(storage, "s", ANOTHER)
+    again = studies.open_study(storage, "s", ANOTHER)
 
-    assert again.user_attrs["question"] == ANOTHER.stated()
+    assert again.user_attrs["question"] == ANOTHER.as_json()
     assert [trial.state for trial in again.trials] == [TrialState.FAIL] * 2
-    assert sweeps.finished(again) == sweeps.waiting(again) == []
+    assert studies.finished(again) == studies.waiting(again) == []
     again.tell(again.ask(), state=TrialState.FAIL)
     with pytest.raises(ValueError, match=r"seed: was 1, now 0"):
-        sweeps.open_study(storage, "s", QUESTION)
+        studies.open_study(storage, "s", DEFINITION)
 
 
 def test_a_sweep_without_multirun_says_how_to_start_it(command: CommandLine) -> None:
@@ -387,8 +387,8 @@ def test_a_sweep_that_was_cut_off_goes_on_and_asks_the_lost_point_again(
     )
     assert dying.stdout is not None
     assert next(line for line in dying.stdout if line.startswith("trial 0: "))
-    while not (tmp_path / "sweep" / "trials" / "1" / "checkpoints" / "last.pt").exists():
-        assert dying.poll() is None
+    saved = tmp_path / "sweep" / "trials" / "1" / "checkpoints" / "last.pt"
+    until(saved.exists, "a checkpoint", alive=lambda: dying.poll() is None)
     dying.send_signal(number)
     dying.communicate(timeout=60)
     assert dying.returncode == (-9 if number == signal.SIGKILL else 130)
@@ -442,14 +442,15 @@ def test_a_trial_whose_training_had_ended_when_its_sweep_died_is_told_and_not_ru
 
 
 def test_a_point_at_which_each_process_dies_is_asked_so_often_and_then_fails() -> None:
-    study = optuna.create_study(directions=["minimize", "maximize"])
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, directions=["minimize", "maximize"])
     study.enqueue_trial({"trainer.step_size": 4}, user_attrs={"replicate": 2})
     closed = []
-    for _ in range(sweeps.DEATHS):
-        assert len(sweeps.waiting(study)) == 1
+    for _ in range(studies.DEATHS):
+        assert len(studies.waiting(study)) == 1
         study.ask()
-        closed += sweeps.close_abandoned(
-            study, lambda trial: None, lambda trial: trial.user_attrs.get("deaths", 0) + 1
+        closed += studies.close_abandoned(
+            study, storage, lambda trial: None, lambda trial: trial.user_attrs.get("deaths", 0) + 1
         )
 
     assert [reason for _, reason in closed] == [None] * 4 + [
@@ -458,9 +459,9 @@ def test_a_point_at_which_each_process_dies_is_asked_so_often_and_then_fails() -
     *again, last = study.trials
     assert all(trial.user_attrs["abandoned"] for trial in again)
     assert [trial.user_attrs["replicate"] for trial in again] == [2] * 4
-    assert sweeps.finished(study) == [last]
+    assert studies.finished(study) == [last]
     assert (last.state, last.user_attrs["reason"]) == (TrialState.FAIL, closed[-1][1])
-    assert sweeps.waiting(study) == []
+    assert studies.waiting(study) == []
 
 
 @pytest.mark.parametrize(("deaths", "at_once"), [((0, 1), 3), ((0, 2), 1), ((), 3)])
@@ -469,7 +470,7 @@ def test_a_point_that_died_twice_is_asked_alone(deaths: tuple[int, ...], at_once
     for count in deaths:
         study.enqueue_trial({"trainer.step_size": 4}, user_attrs={"deaths": count})
 
-    assert sweeps.batch_size(study, 3) == at_once
+    assert studies.batch_size(study, 3) == at_once
 
 
 @pytest.mark.parametrize("got_on", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -481,7 +482,7 @@ def test_a_point_whose_process_died_too_often_is_failed_everywhere_unless_it_got
     forget_the_end_of_the_only_trial(tmp_path / "sweep" / "study.db")
     study = study_of(tmp_path)
     (trial,) = study.trials
-    sweeps.note(study, trial, {"deaths": sweeps.DEATHS - 1})
+    sweeps.note(study, trial, {"deaths": studies.DEATHS - 1})
     (tmp_path / "sweep" / "trials" / "0" / "summary.json").unlink()
     if not got_on:
         shutil.rmtree(tmp_path / "sweep" / "trials" / "0" / "checkpoints")
@@ -542,7 +543,10 @@ def forget_the_last_point_in_mlflow(folder: Path, uri: str, run_id: str) -> None
         connection.commit()
     taken = next(at for at, line in enumerate(lines) if json.loads(line)["key"] == last["key"])
     size = len(b"".join(lines[:taken]))
-    UploadState(run_id=run_id, described=True, sending=size, points=size).save(folder)
+    file = RunFile.load(folder)
+    assert file is not None
+    assert file.run.run_id == run_id
+    file.update(upload=UploadState(described=True, sending=size, points=size))
     client = mlflow.MlflowClient(uri)
     client.set_tag(run_id, "cadence.reason", "its sweep died")
     client.set_terminated(run_id, "KILLED")
@@ -573,15 +577,15 @@ def test_a_sweep_whose_tracking_moved_gets_a_parent_at_the_new_place(
 
 
 def test_a_study_begun_anew_gets_a_parent_of_its_own(tmp_path: Path, tracking_uri: str) -> None:
-    studies = [sweeps.open_study(sweeps.open_storage(None), "s", QUESTION) for _ in range(2)]
-    ids = [sweeps.study_id(study) for study in studies]
+    studies = [studies.open_study(studies.open_storage(None), "s", DEFINITION) for _ in range(2)]
+    ids = [studies.study_id(study) for study in studies]
 
     first, anew, after_a_crash = (
         SweepRuns(tracking_uri, "anew", "s", tmp_path, ids[index], parent=None)
         for index in (0, 1, 0)
     )
 
-    assert sweeps.study_id(studies[0]) == ids[0]
+    assert studies.study_id(studies[0]) == ids[0]
     assert first.parent != anew.parent
     assert after_a_crash.parent == first.parent
 

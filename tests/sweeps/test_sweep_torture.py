@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 TRIALS = 12
 KILLS = 10
 BEGUN = "train.log"
-MOMENTS = (BEGUN, ".hydra/config.yaml", "checkpoints/last.pt", "summary.json", "delivered.json")
+MOMENTS = (BEGUN, ".hydra/config.yaml", "checkpoints/last.pt", "summary.json", "run.json")
 SYNTHETIC = (
     *("data=synthetic", "data.samples=400", "data.shape=[4]", "trainer.max_epochs=null"),
     *("trainer.max_samples=30000", f"hydra.sweeper.n_trials={TRIALS}"),

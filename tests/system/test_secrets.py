@@ -17,7 +17,7 @@ from serving import MlflowServer, free_port
 
 from cadence.cli.fit import kept_config
 from cadence.system.secrets import redact_files, redact_logs, redacted, redacted_tree
-from cadence.tracking.mlflow.tracker import open_client
+from cadence.tracking.mlflow.client import open_client
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_no_byte_of_a_password_is_in_what_a_sweep_leaves_behind(
 
     assert ended.returncode == 0, ended.stderr
     assert "pass-word" not in ended.stdout + ended.stderr
-    assert {file.name for file in holding(tmp_path, ":***@")} >= {"tracking.json"}
+    assert {file.name for file in holding(tmp_path, ":***@")} >= {"run.json"}
     assert {file.name for file in holding(tmp_path, "CADENCE_TRACK_URI")} >= {
         *("config.yaml", "hydra.yaml", "overrides.yaml", "multirun.yaml"),
     }

@@ -15,14 +15,21 @@ import pytest
 from conftest import ROOT, CommandLine
 from serving import MlflowServer, free_port
 from told import in_mlflow, in_the_folder, tracker
+from waiting import until
 
 from cadence.cli import sync
-from cadence.plan.clock import Clock
 from cadence.tracking import address
 from cadence.tracking import upload as delivery
 from cadence.tracking.metrics_file import BUFFERED, FILE
 from cadence.tracking.mlflow.sweep_runs import SweepRuns
-from cadence.tracking.run_file import UploadState
+from cadence.tracking.run_file import RunFile, UploadState
+
+
+def run_file(folder: Path) -> RunFile:
+    file = RunFile.load(folder)
+    assert file is not None
+    return file
+
 
 Sync = Callable[..., tuple[int, str, str]]
 
@@ -58,8 +65,7 @@ def synced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def wait_until_delivered(folder: Path) -> None:
     """Wait until MLflow has all that is in the folder's file by now."""
     size = (folder / FILE).stat().st_size
-    while UploadState.load(folder).points < size:
-        pass
+    until(lambda: run_file(folder).run.upload.points >= size, "MLflow has everything")
 
 
 @pytest.mark.slow
@@ -69,18 +75,16 @@ def test_a_server_that_is_killed_and_restarted_three_times_costs_no_point_and_no
     waiting = []
     with tracker(server.uri, tmp_path) as tracked:
         for sample in range(4000):
-            tracked.log(Clock(samples=sample), {"number": 1.0 / (sample + 1)})
+            tracked.log("number", 1.0 / (sample + 1), sample)
             waiting.append(tracked._journal.waiting)
             if sample in (500, 1500, 2500):
                 wait_until_delivered(tmp_path)
                 server.kill()
             if sample in (1400, 2400, 3900):
-                while len(caplog.messages) % 2 == 0:  # until it is said that the server is away
-                    pass
+                until(lambda: len(caplog.messages) % 2, "it is said that the server is away")
                 server.start()
                 wait_until_delivered(tmp_path)
-                while len(caplog.messages) % 2 == 1:
-                    pass
+                until(lambda: len(caplog.messages) % 2 == 0, "it is said that the server is back")
 
     assert in_mlflow(server.uri, tracked.run_id) == in_the_folder(tmp_path)
     numbers = [point.step for point in in_the_folder(tmp_path) if point.key == "number"]
@@ -105,7 +109,7 @@ def test_a_server_that_accepts_and_never_answers_holds_up_neither_training_nor_i
     with tracker(server.uri, tmp_path) as tracked:
         server.send(signal.SIGSTOP)
         for sample in range(2500):
-            tracked.log(Clock(samples=sample), {"number": float(sample)})
+            tracked.log("number", float(sample), sample)
     assert caplog.messages[-1] == (
         "MLflow has not taken all of this run; when it answers, deliver the rest by "
         f"python -m src.sync {tmp_path}"
@@ -129,13 +133,14 @@ def test_points_that_are_sent_again_through_a_server_are_kept_once(
 ) -> None:
     with tracker(server.uri, tmp_path) as tracked:
         for sample, value in enumerate((0.1, float("nan"), float("inf"), float("-inf"))):
-            tracked.log(Clock(samples=sample), {"number": value})
-    done = UploadState.load(tmp_path)
-    UploadState(run_id=done.run_id, described=True).save(tmp_path)
+            tracked.log("number", value, sample)
+    file = run_file(tmp_path)
+    done = file.run
+    file.update(upload=UploadState(described=True))
 
     assert synced(tmp_path)[0] == 0
 
-    assert UploadState.load(tmp_path) == done
+    assert run_file(tmp_path).run == done
     assert in_mlflow(server.uri, tracked.run_id) == in_the_folder(tmp_path)
 
 
@@ -155,8 +160,7 @@ def test_a_sweep_waits_between_two_trials_for_a_server_that_went_away_but_not_fo
     assert str(refused.value).endswith("; correct it, or train without by track=none")
     with ThreadPoolExecutor(1) as pool:
         child = pool.submit(lineage.child, 7)
-        while not caplog.messages:
-            assert not child.done()
+        until(lambda: caplog.messages, "it is said", alive=lambda: not child.done())
         server.start()
         run = mlflow.MlflowClient(server.uri).get_run(child.result())
 
@@ -208,7 +212,7 @@ def test_an_offline_run_is_delivered_later_as_if_it_had_been_online(
     assert ended.stderr == ""
     assert f"MLflow run    to be delivered by python -m src.sync {folder}" in ended.stdout
     assert json.loads((folder / "summary.json").read_text())["mlflow_run_id"] is None
-    began = json.loads((folder / "tracking.json").read_text())
+    began = json.loads((folder / "run.json").read_text())
 
     code, said, _ = synced(folder, "--uri", server.uri)
 
@@ -238,13 +242,13 @@ def test_what_was_delivered_is_not_delivered_again(
     tracking_uri: str, tmp_path: Path, synced: Sync
 ) -> None:
     with tracker(tracking_uri, tmp_path, offline=True) as tracked:
-        tracked.log(Clock(samples=1), {"number": 1.0})
+        tracked.log("number", 1.0, 1)
     first = synced(tmp_path)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
 
     again = synced(tmp_path)
 
-    run_id = UploadState.load(tmp_path).run_id
+    run_id = run_file(tmp_path).run.run_id
     assert first[0] == again[0] == 0
     assert again[1] == f"{tmp_path}: nothing is left to deliver; it is run {run_id}\n"
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
@@ -255,11 +259,11 @@ def test_a_run_that_died_between_its_making_and_the_note_of_it_is_found_again(
     tracking_uri: str, tmp_path: Path, synced: Sync
 ) -> None:
     with tracker(tracking_uri, tmp_path) as tracked:
-        tracked.log(Clock(samples=1), {"number": 1.0})
-    UploadState().save(tmp_path)
+        tracked.log("number", 1.0, 1)
+    run_file(tmp_path).update(run_id=None, upload=UploadState())
 
     assert synced(tmp_path)[0] == 0
-    assert UploadState.load(tmp_path).run_id == tracked.run_id
+    assert run_file(tmp_path).run.run_id == tracked.run_id
     assert in_mlflow(tracking_uri, tracked.run_id) == in_the_folder(tmp_path)
 
 
@@ -276,8 +280,11 @@ def test_a_killed_run_is_delivered_up_to_the_last_point_in_its_file(
         stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while not (folder / FILE).exists() or (folder / FILE).stat().st_size == 0:
-        assert running.poll() is None
+    until(
+        lambda: (folder / FILE).exists() and (folder / FILE).stat().st_size,
+        "a number in its file",
+        alive=lambda: running.poll() is None,
+    )
     refused = synced(folder)
     running.kill()
     running.wait()
@@ -290,7 +297,7 @@ def test_a_killed_run_is_delivered_up_to_the_last_point_in_its_file(
         f"error: {folder}: {folder}: its run is still going on, or being delivered; wait for it\n",
     )
     assert delivered[0] == 0, delivered
-    run = mlflow.MlflowClient(tracking_uri).get_run(str(UploadState.load(folder).run_id))
+    run = mlflow.MlflowClient(tracking_uri).get_run(str(run_file(folder).run.run_id))
     assert run.info.status == "KILLED"
     assert run.data.tags["cadence.reason"] == "its process died"
     points = in_the_folder(folder)
@@ -309,7 +316,7 @@ def test_the_jobs_of_an_offline_multirun_are_grouped_when_they_are_delivered(
     assert synced(*folders)[0] == 0
 
     client = mlflow.MlflowClient(tracking_uri)
-    runs = [client.get_run(str(UploadState.load(folder).run_id)) for folder in folders]
+    runs = [client.get_run(str(run_file(folder).run.run_id)) for folder in folders]
     (parent,) = {run.data.tags["mlflow.parentRunId"] for run in runs}
     assert client.get_run(parent).info.run_name == "multirun jobs"
 
@@ -328,7 +335,7 @@ def test_each_folder_that_cannot_be_delivered_is_named_with_a_remedy_and_the_oth
 
     assert code == 1
     assert error.splitlines() == [
-        f"error: {untracked}: there is no tracking.json in it; give the folder of a tracked run",
+        f"error: {untracked}: there is no run.json in it; give the folder of a tracked run",
         f"error: {secret}: track.uri=http://me:***@host: its secret is not kept; give all of it "
         "by --uri",
         f"error: {down}: track.uri={closed}: no MLflow server answers ([Errno 111] Connection "
@@ -343,12 +350,13 @@ def test_a_run_that_mlflow_does_not_know_any_more_is_said_with_a_remedy(
 ) -> None:
     with tracker(tracking_uri, tmp_path, offline=True):
         pass
-    UploadState(run_id="0" * 32).save(tmp_path)
+    run_file(tmp_path).update(run_id="0" * 32, upload=UploadState())
 
     code, _, error = synced(tmp_path)
 
     assert code == 1
     assert error == (
         f"error: {tmp_path}: MLflow takes nothing (Run with id={'0' * 32} not found); what it took "
-        "is noted: the same command goes on, and without delivered.json it begins anew\n"
+        "is noted: the same command goes on, and without run_id and upload in run.json it begins "
+        "anew\n"
     )

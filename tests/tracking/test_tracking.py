@@ -15,7 +15,7 @@ from told import in_mlflow, in_the_folder, tracker
 from cadence.engine.update import Outcome
 from cadence.plan.clock import Clock
 from cadence.tracking.mlflow.tracker import Tracker
-from cadence.tracking.run_file import DELIVERED, UploadState
+from cadence.tracking.run_file import FILE, RunFile, UploadState
 
 
 def the_run(uri: str, folder: Path) -> Run:
@@ -150,7 +150,7 @@ def test_points_are_thinned_by_samples_and_keep_the_first_and_the_last_window(
 def test_more_points_than_one_batch_all_arrive(tracking_uri: str, tmp_path: Path) -> None:
     with tracker(tracking_uri, tmp_path) as tracked:
         for sample in range(1500):
-            tracked.log(Clock(samples=sample), {"number": float(sample)})
+            tracked.log("number", float(sample), sample)
 
     points = mlflow.MlflowClient(tracking_uri).get_metric_history(tracked.run_id, "number")
     assert [point.value for point in points] == list(range(1500))
@@ -161,7 +161,8 @@ def test_mlflow_holds_the_points_of_the_run_folder_one_for_one(
 ) -> None:
     with tracker(tracking_uri, tmp_path) as tracked:
         for sample, value in enumerate((0.1, math.nan, math.inf, -math.inf, 1e-300, -0.0)):
-            tracked.log(Clock(samples=sample), {"number": value, "val/other": -value})
+            tracked.log("number", value, sample)
+            tracked.log("val/other", -value, sample)
             tracked.window(Clock(samples=sample), Outcome(False, value, value, 0.1))
 
     kept = in_the_folder(tmp_path)
@@ -175,12 +176,14 @@ def test_points_that_are_sent_again_are_kept_once(
     """As after a death between MLflow's answer and the note of it."""
     with tracker(tracking_uri, tmp_path) as tracked:
         for sample, value in enumerate((0.1, math.nan, math.inf, -math.inf)):
-            tracked.log(Clock(samples=sample), {"number": value})
-    done = UploadState.load(tmp_path)
+            tracked.log("number", value, sample)
+    file = RunFile.load(tmp_path)
+    assert file is not None
+    done = file.run
 
-    UploadState(run_id=done.run_id, described=True, ended=True).save(tmp_path)
+    file.update(upload=UploadState(described=True, ended=True))
     with tracker(tracking_uri, tmp_path, resumed_at=4) as tracked:
-        tracked.log(Clock(samples=5), {"number": 1.0})
+        tracked.log("number", 1.0, 5)
 
     assert tracked.run_id == done.run_id
     assert in_mlflow(tracking_uri, tracked.run_id) == in_the_folder(tmp_path)
@@ -222,13 +225,13 @@ def test_a_run_that_is_resumed_before_its_first_checkpoint_keeps_its_first_windo
     assert [point.step for point in points] == [10, 100, 200]
 
 
-def test_a_resumed_run_whose_note_of_what_was_delivered_is_lost_doubles_no_point(
+def test_a_resumed_run_whose_run_file_is_lost_doubles_no_point(
     tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with tracker(tracking_uri, tmp_path) as first:
         trained(first, range(1, 11))
-    note = tmp_path / DELIVERED
-    note.write_bytes(b"")
+    file = tmp_path / FILE
+    file.write_bytes(b"")
 
     with tracker(tracking_uri, tmp_path, resumed_at=50, run_id=first.run_id) as second:
         trained(second, range(6, 21))
@@ -238,7 +241,9 @@ def test_a_resumed_run_whose_note_of_what_was_delivered_is_lost_doubles_no_point
     assert points == in_the_folder(tmp_path)
     assert [point.step for point in points if point.key == "train/loss"] == [*range(10, 201, 10)]
     assert caplog.messages == [
-        f"{note}: damaged; MLflow is told anew what it may have been told already"
+        f"{file}: damaged (Expecting value: line 1 column 1 (char 0)); without it the run cannot "
+        "be uploaded, and its numbers are in metrics.jsonl; MLflow is sent again what it may have "
+        "been sent already"
     ]
 
 
@@ -260,9 +265,9 @@ def test_a_run_that_was_offline_has_all_its_points_once_it_is_resumed_online(
     tracking_uri: str, tmp_path: Path
 ) -> None:
     with tracker(tracking_uri, tmp_path, offline=True) as offline:
-        offline.log(Clock(samples=1), {"number": 1.0})
+        offline.log("number", 1.0, 1)
     with tracker(tracking_uri, tmp_path, resumed_at=1) as online:
-        online.log(Clock(samples=2), {"number": 2.0})
+        online.log("number", 2.0, 2)
 
     points = in_mlflow(tracking_uri, online.run_id)
     assert offline.run_id is None
@@ -309,7 +314,7 @@ def test_a_folder_whose_points_are_not_delivered_is_not_begun_anew(
     tracking_uri: str, tmp_path: Path
 ) -> None:
     with tracker(tracking_uri, tmp_path, offline=True) as tracked:
-        tracked.log(Clock(samples=1), {"number": 1.0})
+        tracked.log("number", 1.0, 1)
     before = in_the_folder(tmp_path)
 
     with pytest.raises(ValueError, match="wait there") as refused, tracker(tracking_uri, tmp_path):
@@ -328,7 +333,7 @@ def test_a_folder_whose_points_are_delivered_may_hold_another_run(
     runs = []
     for value in (1.0, 2.0):
         with tracker(tracking_uri, tmp_path) as tracked:
-            tracked.log(Clock(samples=1), {"number": value})
+            tracked.log("number", value, 1)
         runs.append(tracked.run_id)
 
     assert len(set(runs)) == 2
@@ -340,7 +345,8 @@ def test_a_name_that_mlflow_cannot_have_holds_up_no_other_point(
 ) -> None:
     with tracker(tracking_uri, tmp_path) as tracked:
         for sample in (1, 2):
-            tracked.log(Clock(samples=sample), {"val/f1 (macro)": 1.0, "val/f1": 1.0})
+            tracked.log("val/f1 (macro)", 1.0, sample)
+            tracked.log("val/f1", 1.0, sample)
 
     names = {point.key for point in in_mlflow(tracking_uri, tracked.run_id)}
     assert "val/f1" in names

@@ -9,20 +9,29 @@ from unittest.mock import patch
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from waiting import until
 
 from cadence.tracking import upload as delivery
 from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
-from cadence.tracking.run_file import RunFile, UploadState
+from cadence.tracking.run_file import RunFile, TrackedRun, UploadState
 from cadence.tracking.upload import BackgroundUpload, Upload, UploadError, pause
 
 FINE, BEFORE, AFTER = "takes it", "dies before it takes it", "dies before it answers"
 
 
-def manifest() -> RunFile:
-    return RunFile(
+def saved(folder: Path) -> UploadState:
+    file = RunFile.load(folder)
+    assert file is not None
+    return file.run.upload
+
+
+def run_file(folder: Path) -> RunFile:
+    """Return the run that the folder holds, or a new one."""
+    run = TrackedRun(
         key="key", uri="memory:", experiment="e", name="n", params={}, tags={}, texts={},
         status="FINISHED", ended=1,
     )  # fmt: skip
+    return RunFile.load(folder) or RunFile(folder, run)
 
 
 class ShakyServer:
@@ -40,16 +49,16 @@ class ShakyServer:
     def found(self, key: str) -> str | None:
         return key if key in self.runs else None
 
-    def create(self, manifest: RunFile) -> str:
+    def create(self, run: TrackedRun) -> str:
         with self._fate():
-            self.runs.append(manifest.key)
-        return manifest.key
+            self.runs.append(run.key)
+        return run.key
 
-    def take_over(self, run_id: str, manifest: RunFile) -> None:
+    def take_over(self, run_id: str, run: TrackedRun) -> None:
         with self._fate():
             assert run_id in self.runs
 
-    def describe(self, run_id: str, manifest: RunFile) -> None:
+    def describe(self, run_id: str, run: TrackedRun) -> None:
         with self._fate():
             self.described.add(run_id)
 
@@ -60,9 +69,9 @@ class ShakyServer:
         with self._fate():
             self.points += [point for point in points if point not in self.points]
 
-    def end(self, run_id: str, manifest: RunFile, files: Sequence[Path]) -> None:
+    def end(self, run_id: str, run: TrackedRun, files: Sequence[Path]) -> None:
         with self._fate():
-            self.ended[run_id] = manifest.status
+            self.ended[run_id] = run.status
 
     def _fate(self) -> "_Fate":
         return _Fate(next(self._fates, FINE))
@@ -94,15 +103,15 @@ def filled(folder: Path, steps: range) -> MetricsFile:
 
 def all_told(folder: Path, journal: MetricsFile, server: ShakyServer) -> bool:
     """Deliver everything once, by a process that starts anew; return whether nothing failed."""
-    telling = Upload(folder, manifest(), journal, server)
+    telling = Upload(run_file(folder), folder, journal, server)
     try:
         telling.begin()
-        while telling.send_batch():
+        for _ in iter(telling.send_batch, 0):
             pass
         telling.end()
     except UploadError:
         return False
-    assert telling.is_whole
+    assert telling.is_complete
     return True
 
 
@@ -114,8 +123,7 @@ def test_whatever_fails_each_point_arrives_once_in_one_run(
     folder = tmp_path_factory.mktemp("run")
     server = ShakyServer(fates)
     with patch.object(delivery, "BATCH", 10), closing(filled(folder, range(25))) as journal:
-        while not all_told(folder, journal, server):
-            pass
+        until(lambda: all_told(folder, journal, server), "everything is uploaded", every=0)
 
     assert server.runs == ["key"]
     assert server.described == {"key"}
@@ -135,7 +143,7 @@ def test_what_was_delivered_is_not_sent_again(tmp_path: Path) -> None:
 def test_a_server_too_slow_for_a_thousand_points_gets_fewer_at_once(tmp_path: Path) -> None:
     server = ShakyServer(takes=300)
     with closing(filled(tmp_path, range(1000))) as journal:
-        telling = Upload(tmp_path, manifest(), journal, server)
+        telling = Upload(run_file(tmp_path), tmp_path, journal, server)
         telling.begin()
         for _ in range(2):
             with pytest.raises(UploadError):
@@ -169,7 +177,7 @@ def test_a_session_that_goes_back_misses_and_doubles_nothing_on_the_server(
     server._fates = iter([])
 
     with closing(MetricsFile(folder)) as journal:
-        journal.rewind(resumed, keep=UploadState.load(folder).sending)
+        journal.rewind(resumed, keep=saved(folder).sending)
         anew = [point._replace(timestamp=9_000) for point in points(range(resumed + 1, 20))]
         journal.append(anew)
         journal.flush()
@@ -198,11 +206,13 @@ def test_an_outage_is_said_once_and_its_end_once(
 ) -> None:
     server = ShakyServer([FINE, FINE, BEFORE, BEFORE, AFTER])
     with closing(filled(tmp_path, range(3))) as journal:
-        telling = Upload(tmp_path, manifest(), journal, server)
+        telling = Upload(run_file(tmp_path), tmp_path, journal, server)
         telling.begin()
         courier = BackgroundUpload(telling)
-        while not server.points or UploadState.load(tmp_path).points < journal.size:
-            pass
+        until(
+            lambda: server.points and saved(tmp_path).points >= journal.size,
+            "everything is uploaded",
+        )
         assert courier.finish()
 
     assert caplog.messages == [
@@ -241,7 +251,7 @@ def test_a_server_that_never_answers_neither_holds_up_the_run_nor_its_end(
 ) -> None:
     monkeypatch.setattr(delivery, "END_SECONDS", 0.05)
     with closing(filled(tmp_path, range(3))) as journal:
-        telling = Upload(tmp_path, manifest(), journal, hanging)
+        telling = Upload(run_file(tmp_path), tmp_path, journal, hanging)
         telling.begin()
         courier = BackgroundUpload(telling)
         assert hanging.asked.wait(60)
@@ -258,23 +268,25 @@ def test_an_answer_after_the_runs_end_writes_nothing_under_whoever_delivers_the_
 ) -> None:
     monkeypatch.setattr(delivery, "END_SECONDS", 0.05)
     with closing(filled(tmp_path, range(3))) as journal:
-        telling = Upload(tmp_path, manifest(), journal, hanging)
+        telling = Upload(run_file(tmp_path), tmp_path, journal, hanging)
         telling.begin()
         others = set(threading.enumerate())
         courier = BackgroundUpload(telling)
         (left_behind,) = set(threading.enumerate()) - others
         assert hanging.asked.wait(60)
         assert not courier.finish()
-        whole = UploadState(run_id="key", described=True, points=journal.size, ended=True)
-        whole.save(tmp_path)
+        whole = UploadState(described=True, points=journal.size, ended=True)
+        others_file = RunFile.load(tmp_path)
+        assert others_file is not None
+        others_file.update(upload=whole)
 
         hanging.released.set()
         left_behind.join(60)
 
         assert hanging.answered.is_set()
         assert not hanging.ended
-        assert UploadState.load(tmp_path) == whole
-        assert not telling.is_whole
+        assert saved(tmp_path) == whole
+        assert not telling.is_complete
 
 
 def test_nothing_is_sent_that_is_not_noted_to_be_sent(
@@ -282,7 +294,7 @@ def test_nothing_is_sent_that_is_not_noted_to_be_sent(
 ) -> None:
     server = ShakyServer()
     with closing(filled(tmp_path, range(3))) as journal:
-        telling = Upload(tmp_path, manifest(), journal, server)
+        telling = Upload(run_file(tmp_path), tmp_path, journal, server)
         telling.begin()
         found = journal.read(0, 100)
 
@@ -294,7 +306,7 @@ def test_nothing_is_sent_that_is_not_noted_to_be_sent(
 
         assert telling.send_batch() == 0
     assert not server.points
-    assert UploadState.load(tmp_path).sending == 0
+    assert saved(tmp_path).sending == 0
 
 
 def test_the_pause_between_tries_doubles_up_to_a_minute() -> None:

@@ -15,13 +15,16 @@ from oracles import (
     CUDA,
     SIZES,
     STEP_SIZES,
+    AtBoundaries,
     Pair,
+    Seen,
     as_a_user_calls_it,
     cut,
     plain_sgd,
     regression_pair,
     relative_error,
     same,
+    watched,
     weights,
 )
 from torch import Tensor, nn
@@ -32,13 +35,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from cadence import Trainer
 from cadence.data import TensorData, loader
 from cadence.data.batch import Batch, sample_count
-from cadence.engine.update import DivergedError, Outcome
-from cadence.metrics.record import Result
+from cadence.engine.update import DivergedError
+from cadence.metrics.result import Result, Window
 from cadence.metrics.timing import WindowTime
 from cadence.models.mlp import mlp
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
 from cadence.plan.schedule import cosine
+from cadence.training.early_stopping import EarlyStopping
 
 LR = 0.05
 
@@ -60,24 +64,6 @@ def linear(**settings: Any) -> Trainer:
     return Trainer(
         model, SGD(model.parameters(), lr=LR), Regression(), **{"device": "cpu", **settings}
     )
-
-
-class Seen:
-    """An observer that keeps what it is shown."""
-
-    def __init__(self) -> None:
-        self.windows: list[tuple[Clock, Outcome]] = []
-        self.evaluations: list[tuple[Clock, Result]] = []
-
-    def window(self, clock: Clock, outcome: Outcome) -> None:
-        self.windows.append((clock, outcome))
-
-    def evaluation(self, clock: Clock, result: Result) -> None:
-        self.evaluations.append((clock, result))
-
-    @property
-    def evaluated_at(self) -> list[int]:
-        return [clock.samples for clock, _ in self.evaluations]
 
 
 class Own:
@@ -250,9 +236,9 @@ def test_step_size_can_be_set_between_calls_and_the_clock_goes_on() -> None:
     plain = deepcopy(trainer.model)
     seen = Seen()
 
-    trainer.fit(minibatches, epochs=1, observers=[seen])
+    watched(trainer, seen).fit(minibatches, epochs=1)
     trainer.step_size = 3
-    result = trainer.fit(minibatches, epochs=1, observers=[seen])
+    result = watched(trainer, seen).fit(minibatches, epochs=1)
 
     assert (trainer.step_size, result.step_size) == (3, 3)
     assert trainer.clock == Clock(2, 12, 24, 24, 8, 8, samples_applied=24)
@@ -268,12 +254,12 @@ def test_a_step_size_set_during_an_epoch_takes_effect_at_the_next() -> None:
     trainer = linear(step_size=2)
 
     class Sets(Seen):
-        def window(self, clock: Clock, outcome: Outcome) -> None:
-            super().window(clock, outcome)
+        def on_window_end(self, trainer: Trainer, window: Window) -> None:
+            super().on_window_end(trainer, window)
             trainer.step_size = 3
 
     seen = Sets()
-    trainer.fit(cut(regression_pair(6), [1] * 6), epochs=2, observers=[seen])
+    watched(trainer, seen).fit(cut(regression_pair(6), [1] * 6), epochs=2)
 
     assert [clock.batches for clock, _ in seen.windows] == [2, 4, 6, 9, 12]
 
@@ -292,7 +278,7 @@ def test_a_schedule_changes_step_size_with_the_first_window_that_begins_at_its_s
 
     epochs = iter(order)
     stream: Any = data if gathered else Repeated(lambda: next(epochs))
-    result = trainer.fit(stream, epochs=2, observers=[seen])
+    result = watched(trainer, seen).fit(stream, epochs=2)
 
     # Windows begin at 0, 2 and 4 samples; 6, 12 and 18; in the next epoch at 19 and 25; 31 and 35:
     # epoch, mini-batches in it, step_size
@@ -327,7 +313,7 @@ def test_a_schedule_meets_max_samples_and_warns_of_its_largest_window(
     trainer = linear(step_size={0: 1, 4: 5})
     seen = Seen()
 
-    result = trainer.fit(cut(regression_pair(8), [2] * 4), max_samples=11, observers=[seen])
+    result = watched(trainer, seen).fit(cut(regression_pair(8), [2] * 4), max_samples=11)
 
     assert [clock.samples for clock, _ in seen.windows] == [2, 4, 8, 11]
     assert result.samples == 11
@@ -341,10 +327,10 @@ def test_the_second_moment_follows_a_schedule_as_it_follows_the_batch() -> None:
     seen: list[tuple[int, float, float]] = []
 
     class Sees(Seen):
-        def window(self, clock: Clock, outcome: Outcome) -> None:
-            seen.append((outcome.step_size, outcome.lr, optimizer.param_groups[0]["betas"][1]))
+        def on_window_end(self, trainer: Trainer, window: Window) -> None:
+            seen.append((window.step_size, window.lr, optimizer.param_groups[0]["betas"][1]))
 
-    trainer.fit(cut(regression_pair(24), [1] * 24), epochs=1, observers=[Sees()])
+    watched(trainer, Sees()).fit(cut(regression_pair(24), [1] * 24), epochs=1)
 
     # four times the batch: twice the learning rate, and beta2 to the power 4
     assert seen == [
@@ -357,7 +343,7 @@ def test_the_second_moment_follows_a_schedule_as_it_follows_the_batch() -> None:
 def test_without_scaling_a_schedule_leaves_the_optimizer_alone() -> None:
     trainer = linear(step_size={0: 1, 4: 2})
     seen = Seen()
-    trainer.fit(cut(regression_pair(8), [2] * 4), epochs=1, observers=[seen])
+    watched(trainer, seen).fit(cut(regression_pair(8), [2] * 4), epochs=1)
 
     assert {outcome.lr for _, outcome in seen.windows} == {LR}
 
@@ -378,9 +364,7 @@ def small(seed: int, data: Dataset[Any] | None = None, **fit: Any) -> tuple[list
     model = nn.Sequential(mlp((3,), 8), nn.Dropout(0.5), nn.Linear(8, 2))
     trainer = Trainer(model, AdamW(model.parameters(), lr=0.01), Classification(), 2, "cpu")
     seen = Seen()
-    trainer.fit(
-        loader(data, 3, shuffle_seed=seed), loader(data, 5), epochs=3, observers=[seen], **fit
-    )
+    watched(trainer, seen).fit(loader(data, 3, shuffle_seed=seed), loader(data, 5), epochs=3, **fit)
     return weights(model), seen
 
 
@@ -453,7 +437,7 @@ def test_fp16_skips_the_updates_that_overflow_and_recovers() -> None:
     )
     seen = Seen()
 
-    result = trainer.fit([(torch.ones(1, 1), -torch.ones(1, 1))], epochs=8, observers=[seen])
+    result = watched(trainer, seen).fit([(torch.ones(1, 1), -torch.ones(1, 1))], epochs=8)
 
     assert [outcome.applied for _, outcome in seen.windows] == [False] * 2 + [True] * 6
     assert [clock.samples_applied for clock, _ in seen.windows] == [0, 0, 1, 2, 3, 4, 5, 6]
@@ -521,7 +505,7 @@ def test_the_schedule_goes_by_samples_not_by_items() -> None:
     one_item = (torch.ones(4, 3), torch.tensor([1, -100, -100, -100]))
     seen = Seen()
 
-    trainer.fit([one_item] * 3, epochs=1, observers=[seen])
+    watched(trainer, seen).fit([one_item] * 3, epochs=1)
 
     assert [outcome.lr for _, outcome in seen.windows] == [0.02, 0.06, 0.1]
     assert (trainer.clock.samples, trainer.clock.items) == (12, 3)
@@ -552,7 +536,7 @@ def test_evaluations_come_as_often_as_asked_and_always_at_the_last_sample(
     minibatches = cut(regression_pair(10), [2] * 5)
     seen = Seen()
 
-    linear(step_size=step_size).fit(minibatches, minibatches, observers=[seen], **fit)
+    watched(linear(step_size=step_size), seen).fit(minibatches, minibatches, **fit)
 
     assert seen.evaluated_at == expected
 
@@ -566,7 +550,7 @@ def test_a_run_that_time_ends_is_evaluated_at_its_last_sample(
     minibatches = cut(regression_pair(200), [2] * 100)
     seen = Seen()
 
-    result = linear().fit(minibatches, minibatches, max_seconds=max_seconds, observers=[seen])
+    result = watched(linear(), seen).fit(minibatches, minibatches, max_seconds=max_seconds)
 
     assert result.samples < 200
     assert (result.samples > 0) == (max_seconds > 1)  # else time is up before the first window
@@ -630,7 +614,7 @@ def test_the_train_loss_is_the_mean_over_the_items_of_the_last_epoch_by_hand() -
     assert model.weight.item() == 0.5
 
 
-def test_fitted_tells_what_was_done() -> None:
+def test_the_result_says_what_was_done() -> None:
     data = cut(regression_pair(10), (4, 4, 2))
 
     result = linear(step_size=2, microbatch_size=3).fit(data, data, epochs=3)
@@ -709,17 +693,17 @@ def test_a_windows_time_is_told_by_its_parts(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_validation_data_there_is_no_validation_loss() -> None:
     seen = Seen()
 
-    result = linear().fit(cut(regression_pair(4), (2, 2)), epochs=1, observers=[seen])
+    result = watched(linear(), seen).fit(cut(regression_pair(4), (2, 2)), epochs=1)
 
     assert math.isnan(result.val_loss)
     assert seen.evaluations == []
 
 
-def test_observers_see_every_window_and_evaluation_in_order() -> None:
+def test_callbacks_see_every_window_and_evaluation_in_order() -> None:
     data = cut(regression_pair(10), (4, 4, 2))
     first, second = Seen(), Seen()
 
-    result = linear(step_size=2).fit(data, data, epochs=2, observers=[first, second])
+    result = watched(linear(step_size=2), first, second).fit(data, data, epochs=2)
 
     assert [clock.samples for clock, _ in first.windows] == [8, 10, 18, 20]
     assert [clock.updates for clock, _ in first.windows] == [1, 2, 3, 4]
@@ -814,7 +798,7 @@ def test_an_impossible_number_is_refused_when_the_trainer_is_made(
 SAMPLES = "samples between evaluations"
 ONCE = "use None for once an epoch"
 IN_VAIN = "evaluations without a lower validation loss"
-NEVER = "use None to bear any number"
+PATIENT = "give 1 or more"
 
 
 @pytest.mark.parametrize(
@@ -826,10 +810,6 @@ NEVER = "use None to bear any number"
         ("evaluate_every", -3, f"{SAMPLES} must be at least 1; {ONCE}"),
         ("evaluate_every", True, f"{SAMPLES} must be a whole number; {ONCE}"),
         ("evaluate_every", math.nan, f"{SAMPLES} must be a whole number; {ONCE}"),
-        ("patience", 0, f"{IN_VAIN} must be at least 1; {NEVER}"),
-        ("patience", -1, f"{IN_VAIN} must be at least 1; {NEVER}"),
-        ("patience", True, f"{IN_VAIN} must be a whole number; {NEVER}"),
-        ("patience", math.nan, f"{IN_VAIN} must be a whole number; {NEVER}"),
     ],
 )  # fmt: skip
 def test_an_impossible_number_is_refused_before_anything_is_trained(
@@ -844,6 +824,22 @@ def test_an_impossible_number_is_refused_before_anything_is_trained(
 
     assert trainer.clock == Clock()
     assert same(weights(trainer.model), before)
+
+
+@pytest.mark.parametrize(
+    ("patience", "problem"),
+    [
+        (0, "must be at least 1"),
+        (-1, "must be at least 1"),
+        (True, "must be a whole number"),
+        (math.nan, "must be a whole number"),
+    ],
+)
+def test_an_impossible_patience_is_refused(patience: Any, problem: str) -> None:
+    message = re.escape(f"patience={patience}: {IN_VAIN} {problem}; {PATIENT}")
+
+    with as_a_user_calls_it(), pytest.raises((TypeError, ValueError), match=f"^{message}$"):
+        EarlyStopping(patience)
 
 
 def test_a_run_without_a_limit_is_refused() -> None:
@@ -864,7 +860,7 @@ def test_what_happens_at_a_boundary_is_in_no_windows_time(monkeypatch: pytest.Mo
         for _ in range(1000):
             next(ticks)
 
-    trainer.fit(cut(regression_pair(12), [4, 4, 4]), epochs=2, at_boundary=save)
+    watched(trainer, AtBoundaries(save)).fit(cut(regression_pair(12), [4, 4, 4]), epochs=2)
 
     parts = trainer.window_parts
     assert len(parts.samples) == 6

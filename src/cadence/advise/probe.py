@@ -22,7 +22,8 @@ from cadence.engine.update import total_norm
 from cadence.metrics.timing import warm_up
 from cadence.metrics.window_time_model import Estimate, Round, Turn
 from cadence.plan.window import windows
-from cadence.training.trainer import Trainer, announce_epoch, batches_in
+from cadence.training.epochs import announce_epoch, batches_in
+from cadence.training.trainer import Trainer
 
 STEP_SIZES = (1, 4, 16)
 """What takes turns, as far as an epoch has the mini-batches."""
@@ -102,8 +103,9 @@ def probe(
     """
     minibatches = batches_in(train_loader)
     sizes = _possible(step_sizes, minibatches)
-    clock, before = trainer.clock, snapshot(trainer.state({}))
+    clock, before = trainer.clock, snapshot(trainer.state())
     working = copy.copy(trainer)  # with a step_size and a clock of its own
+    working.callbacks = []
     turns = Turns(working, train_loader, minibatches)
     try:
         turns.settle(sizes)
@@ -111,7 +113,7 @@ def probe(
         start = perf_counter()
         while _goes_on(len(rounds), perf_counter() - start):
             rounds.append({size: turns.turn(size) for size in sizes})
-        begun = copy.copy(trainer)
+        begun = copy.copy(working)
         begun.restore(state_of(copy.deepcopy(before)))  # on the CPU it trains on these tensors
         begun.fit(train_loader, max_samples=halfway, max_seconds=FIRST_SECONDS)
         samples = begun.clock.samples - clock.samples

@@ -71,6 +71,22 @@ def snapshot(state: State) -> Snapshot:
     return {"schema": SCHEMA, **copied}
 
 
+def write(state: State, file: Path) -> None:
+    """Write a state into a file, whole or not at all.
+
+    Raises:
+        ValueError: The state holds something that is neither a tensor nor a plain value.
+        OSError: The disk does not take it; what was there stays.
+    """
+    part = file.with_name(f"{file.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        write_synced(snapshot(state), part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_synced(contents: Snapshot, file: Path) -> None:
     """Write a `snapshot` and its checksum into a new file, and wait until the disk has them.
 
@@ -244,7 +260,16 @@ def state_of(contents: Any) -> State:
         if not isinstance(values[key], kinds):
             raise ValueError(f"{key} is {described(values[key])}; use one that cadence wrote")
     _refuse_other_keys(values["clock"], Clock._fields, "clock.")
+    values["record"] = _with_callbacks(values["record"])
     return State(**values | {"clock": Clock(**values["clock"])})
+
+
+def _with_callbacks(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the states of callbacks, of which older files have the noise scale."""
+    if "callbacks" in record:
+        return record
+    noise_scale = record.get("noise_scale")
+    return record | {"callbacks": {"NoiseScaleEstimate": noise_scale} if noise_scale else {}}
 
 
 def _refuse_other_keys(found: dict[str, Any], expected: Iterable[str], prefix: str) -> None:

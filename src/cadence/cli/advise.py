@@ -18,20 +18,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cadence.cli.build import build
+from cadence.cli.compose import run_task
+from cadence.cli.conf_folders import with_conf_folders
 from cadence.cli.errors import command_line, errors_in_one_line
 from cadence.cli.overrides import with_one_schedule
 from cadence.cli.processes import WITHOUT_A_TRACE
 from cadence.cli.resume import run_folder
 from cadence.cli.run import OF_NOW, ROOT
 from cadence.cli.secrets import MULTIRUN
-from cadence.cli.train import TRUSTED_TARGETS
 from cadence.cli.usage import with_own_help
-from cadence.config import checks as configs
+from cadence.config.checks import checked, flattened
+from cadence.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from cadence.advise.advice import Advice
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 USAGE = "usage: python -m src.advise [overrides], or run=<run folder, or last>"
 
 
-@hydra.main(
-    config_path=str(ROOT / "conf"), config_name="config", execution_whitelist=TRUSTED_TARGETS
-)
 def advise(cfg: DictConfig) -> None:
     """Print what is predicted for each step_size of the config's run, and what to choose."""
     with errors_in_one_line():
@@ -53,7 +51,7 @@ def advise(cfg: DictConfig) -> None:
 
 
 def _advise(cfg: DictConfig) -> None:
-    settings = configs.checked(cfg)
+    settings = checked(cfg)
     _check_question(settings)
     settings.trainer.noise_scale = False  # it has turns of its own, which no other time is beside
     run = build(settings)
@@ -96,15 +94,15 @@ PICTURE, TABLE = "advice.png", "advice.md"
 def _check_question(settings: "Config") -> None:
     if settings.sweep is not None:
         option = HydraConfig.get().runtime.choices["sweep"]
-        raise configs.ConfigError(
+        raise ConfigError(
             f"sweep={option}: an advice is of one run, for all step_sizes at once; leave it out"
         )
     if settings.resume is not None:
-        raise configs.ConfigError(
+        raise ConfigError(
             f"resume={settings.resume}: an advice is for a run from its beginning; leave it out"
         )
     if settings.distributed.name != "none":
-        raise configs.ConfigError(
+        raise ConfigError(
             f"distributed={settings.distributed.name}: the probe trains on one process and cannot "
             "tell what others cost; leave it out"
         )
@@ -145,7 +143,7 @@ def _note(cfg: DictConfig, settings: "Config", advice: "Advice", folder: Path) -
         settings.track.uri,
         settings.track.experiment,
         f"advice {choices['data']} {choices['model']}",
-        params={key: value for key, value in configs.flattened(cfg).items() if key not in OF_NOW},
+        params={key: value for key, value in flattened(cfg).items() if key not in OF_NOW},
         metrics={
             "advice/step_size": advice.step_size,
             "advice/step_size_flat_low": advice.flat[0],
@@ -175,20 +173,20 @@ def advise_on(wanted: str) -> None:
     folder = run_folder("run", wanted, ROOT / "mlruns" / "runs")
     points = _points(folder)
     if len({point.value for point in points if point.key == "train/step_size"}) > 1:
-        raise configs.ConfigError(
+        raise ConfigError(
             f"run={wanted}: its step_size changed, so its times are of no one window; give a run "
             "of a single one"
         )
     scales = {point.step: point.value for point in points if point.key == "train/noise_scale"}
     if not scales:
-        raise configs.ConfigError(
+        raise ConfigError(
             f"run={wanted}: it has no estimate of its noise scale; train with "
             "trainer.noise_scale=true, for longer, and not with track=none"
         )
     run = read_summary(folder / FILE) if (folder / FILE).exists() else {}
     times = [f"time_{part}_ms" for part in ("data", "compute", "sync", "update")]
     if any(run.get(told) is None for told in (*times, "time_samples", "items", "minibatches")):
-        raise configs.ConfigError(
+        raise ConfigError(
             f"run={wanted}: it was ended before it could tell where its time goes; give one that "
             "has ended well"
         )
@@ -226,15 +224,15 @@ def main() -> None:
         sys.argv[1:] = with_own_help(sys.argv[1:], f"{__doc__}\n{USAGE}\n")
         runs = [word.removeprefix("run=") for word in sys.argv[1:] if word.startswith("run=")]
         if runs and len(sys.argv) > 2:
-            raise configs.ConfigError(
+            raise ConfigError(
                 f"run={runs[-1]}: an advice on a run takes no overrides; leave out the others"
             )
         if runs:
             advise_on(runs[0])
             return
         if MULTIRUN & set(sys.argv):
-            raise configs.ConfigError(
+            raise ConfigError(
                 "--multirun: an advice is of one run, for all step_sizes at once; leave it out"
             )
-        sys.argv[1:] = [*WITHOUT_A_TRACE, *with_one_schedule(sys.argv[1:])]
-        advise()
+        sys.argv[1:] = [*WITHOUT_A_TRACE, *with_one_schedule(with_conf_folders(sys.argv[1:]))]
+        run_task(advise)

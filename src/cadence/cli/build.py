@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cadence.config import checks as configs
+from cadence.config import instantiate
+from cadence.config.errors import ConfigError
 from cadence.plan.shares import Plan, SharedStepSizes, even
 from cadence.plan.window import DEFAULT_STEP_SIZE, StepSizeSchedule
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cadence.data import Data
     from cadence.distributed.process_group import ProcessGroup
     from cadence.objectives import Objective
+    from cadence.training.callback import Callback
 
 WINDOW = "distributed.window"
 """Mini-batches per update, all processes together, as a checkpoint keeps it beside the config."""
@@ -57,6 +59,7 @@ def build(
     from cadence import Trainer
     from cadence.data import loader
     from cadence.engine.device import compile_forward, resolved
+    from cadence.engine.without_dynamo import spare_dynamo
     from cadence.plan.schedule import named_schedule
     from cadence.system.malloc import keep_memory
 
@@ -64,13 +67,14 @@ def build(
     _seed(settings.seed)
     torch.autograd.set_detect_anomaly(settings.trainer.detect_anomaly)
     keep_memory(settings.device.keep_memory)
+    spare_dynamo()
 
     own = {"batch_size", "workers", "objective"}
-    data: Data = configs.build(
+    data: Data = instantiate.build(
         "data", {key: value for key, value in settings.data.items() if key not in own}
     )
-    objective = configs.build("data.objective", settings.data["objective"])
-    model = configs.build(
+    objective = instantiate.build("data.objective", settings.data["objective"])
+    model = instantiate.build(
         "model", settings.model, input_shape=list(data.input_shape), outputs=data.outputs
     ).to(device)
     _check_fit(settings, data)
@@ -99,7 +103,7 @@ def build(
         clip_norm=settings.trainer.clip_norm,
         max_skipped=settings.trainer.max_skipped,
         scaling=settings.scaling.name,
-        noise_scale=settings.trainer.noise_scale,
+        callbacks=_callbacks(settings),
         processes=processes,
     )
     pin = device.type == "cuda"
@@ -110,6 +114,19 @@ def build(
         data.train, batch_size, shuffle_seed=settings.seed, workers=workers, pin_memory=pin
     )
     return Run(data, trainer, train_loader, val_loader, total_samples)
+
+
+def _callbacks(settings: "Config") -> "list[Callback]":
+    """Return the callbacks that every process of the run has."""
+    from cadence.training.early_stopping import EarlyStopping
+    from cadence.training.noise_scale import NoiseScaleEstimate
+
+    callbacks: list[Callback] = []
+    if settings.trainer.noise_scale:
+        callbacks.append(NoiseScaleEstimate())
+    if settings.trainer.patience is not None:
+        callbacks.append(EarlyStopping(settings.trainer.patience))
+    return callbacks
 
 
 TAKES_TOKENS = {
@@ -135,16 +152,14 @@ def _check_fit(settings: "Config", data: "Data") -> None:
         inputs = data.train.gathered(torch.tensor([0]))[0]
         if inputs.is_floating_point() == takes_tokens:
             kinds = ("tokens", "numbers", "mlp") if takes_tokens else ("numbers", "tokens", "gpt")
-            raise configs.ConfigError(
+            raise ConfigError(
                 "model._target_={}: it takes {}, the data has {}; try model={}".format(
                     target, *kinds
                 )
             )
     outputs = settings.model.get("outputs")
     if outputs is not None and outputs < data.outputs:
-        raise configs.ConfigError(
-            f"model.outputs={outputs}: the data needs {data.outputs}; null = as many"
-        )
+        raise ConfigError(f"model.outputs={outputs}: the data needs {data.outputs}; null = as many")
 
 
 def _check_coupling(
@@ -182,7 +197,7 @@ def _optimizer(
         effective_batch(settings, data, window),
         settings.scaling.reference or effective_batch(settings, data, DEFAULT_STEP_SIZE),
     )
-    optimizer: torch.optim.Optimizer = configs.build(
+    optimizer: torch.optim.Optimizer = instantiate.build(
         "optimizer", arguments, list(model.parameters()), fused=_can_be_fused(model) or None
     )
     return optimizer

@@ -7,26 +7,23 @@ It takes the config and the overrides of src.train, trains nothing and leaves no
 
 import sys
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cadence.cli.build import build
+from cadence.cli.compose import run_task
+from cadence.cli.conf_folders import with_conf_folders
 from cadence.cli.errors import command_line, errors_in_one_line
 from cadence.cli.overrides import with_one_schedule
 from cadence.cli.processes import WITHOUT_A_TRACE
-from cadence.cli.run import ROOT
 from cadence.cli.secrets import MULTIRUN
-from cadence.cli.train import TRUSTED_TARGETS
 from cadence.cli.usage import with_own_help
-from cadence.config import checks as configs
+from cadence.config.checks import checked
+from cadence.config.errors import ConfigError
 
 USAGE = "usage: python -m src.certify [overrides]"
 
 
-@hydra.main(
-    config_path=str(ROOT / "conf"), config_name="config", execution_whitelist=TRUSTED_TARGETS
-)
 def certify(cfg: DictConfig) -> None:
     """Print the certificate of the config's model, objective and first window."""
     with errors_in_one_line():
@@ -34,10 +31,10 @@ def certify(cfg: DictConfig) -> None:
 
 
 def _certify(cfg: DictConfig) -> bool:
-    settings = configs.checked(cfg)
+    settings = checked(cfg)
     if settings.sweep is not None:
         option = HydraConfig.get().runtime.choices["sweep"]
-        raise configs.ConfigError(
+        raise ConfigError(
             f"sweep={option}: a certificate is of one run; leave it out, and give one step_size"
         )
     run = build(settings)
@@ -66,8 +63,8 @@ def main() -> None:
     with command_line():
         sys.argv[1:] = with_own_help(sys.argv[1:], f"{__doc__}\n{USAGE}\n")
         if MULTIRUN & set(sys.argv):
-            raise configs.ConfigError(
+            raise ConfigError(
                 "--multirun: a certificate is of one run; try python -m src.certify once for each"
             )
-        sys.argv[1:] = [*with_one_schedule(sys.argv[1:]), *WITHOUT_A_TRACE]
-        certify()
+        sys.argv[1:] = [*with_one_schedule(with_conf_folders(sys.argv[1:])), *WITHOUT_A_TRACE]
+        run_task(certify)

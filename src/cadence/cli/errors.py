@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cadence.config import checks as configs
+from cadence.config import project
+from cadence.config.errors import explained
 from cadence.system.secrets import redacted
 
 _WITH_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -43,7 +44,7 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         if _WITH_TRACEBACK:
             sys.exit(redacted(traceback.format_exc()))
-        sys.exit(f"error: {redacted(configs.explained(error))}")
+        sys.exit(f"error: {redacted(project.as_typed(explained(error)))}")
 
 
 @contextmanager

@@ -11,17 +11,17 @@ import logging
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.utils import execution_whitelist
-
 from cadence.cli.build import build
+from cadence.cli.compose import composed
+from cadence.cli.conf_folders import with_conf_folders
 from cadence.cli.errors import command_line
 from cadence.cli.overrides import with_one_schedule
 from cadence.cli.resume import began_with, run_folder
 from cadence.cli.run import ROOT
-from cadence.cli.train import TRUSTED_TARGETS
 from cadence.cli.usage import HELP
-from cadence.config import checks as configs
+from cadence.config import project
+from cadence.config.checks import checked
+from cadence.config.errors import ConfigError
 
 USAGE = "usage: python -m src.evaluate run=<run folder, or last> [overrides]"
 
@@ -38,12 +38,10 @@ def evaluate(folder: Path, overrides: list[str]) -> None:
     from cadence.checkpoint.folder import FOLDER, best
     from cadence.display.terminal import open_console, print_evaluation
 
-    arguments = with_one_schedule([*began_with(folder), *overrides])
-    with initialize_config_dir(str(ROOT / "conf")), execution_whitelist(TRUSTED_TARGETS):
-        settings = configs.checked(compose("config", arguments))
-        run = build(settings)
+    typed = [*began_with(folder), *overrides]
+    run = build(checked(composed(with_one_schedule(with_conf_folders(typed, folder)))))
     if run.val_loader is None:
-        raise configs.ConfigError("data: there is no held-out data to evaluate on")
+        raise ConfigError("data: there is no held-out data to evaluate on")
     state, file = best(folder / FOLDER)
     run.trainer.restore(state)
     evaluation = run.trainer.evaluate(run.val_loader)
@@ -54,7 +52,7 @@ def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
     given = sys.argv[1:]
     if HELP & {*given}:
-        print(f"{__doc__}\n{USAGE}")
+        print(project.as_typed(f"{__doc__}\n{USAGE}"))
         return
     runs = [argument.removeprefix("run=") for argument in given if argument.startswith("run=")]
     logging.basicConfig(
@@ -62,7 +60,7 @@ def main() -> None:
     )
     with command_line():
         if not runs:
-            raise configs.ConfigError(f"run= is missing; {USAGE}")
+            raise ConfigError(f"run= is missing; {USAGE}")
         overrides = [argument for argument in given if not argument.startswith("run=")]
         folder = run_folder("run", runs[-1], ROOT / "mlruns" / "runs")
         evaluate(folder, overrides)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cadence.config.schema import Config
     from cadence.distributed.process_group import ProcessGroup
-    from cadence.metrics.record import Observer, Result
+    from cadence.metrics.result import Result
     from cadence.tracking.mlflow.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ def fit_and_keep(
     settings: "Config",
     run: Run,
     folder: Path,
-    observers: "list[Observer]",
     tracker: "Tracker | None",
     processes: "ProcessGroup",
     kept: dict[str, Any],
@@ -39,7 +38,6 @@ def fit_and_keep(
         settings: The config.
         run: What trains.
         folder: The run's; its checkpoints go there.
-        observers: Shown every window and every evaluation.
         tracker: Flushed before each save, and its run's id is kept; None = the run is not tracked.
         processes: Those that train together, which hear of a signal that comes here.
         kept: The flattened config, kept with the state.
@@ -68,8 +66,7 @@ def fit_and_keep(
         Interruption(shared=shared) as interruption,
     ):
         processes.watch(interruption)
-        keeper = Checkpointing(
-            run.trainer,
+        checkpointing = Checkpointing(
             checkpoints,
             settings.trainer.checkpoint_every,
             config=kept,
@@ -77,28 +74,26 @@ def fit_and_keep(
             interruption=interruption,
             before_save=tracker.flush if tracker else None,
         )
+        run.trainer.callbacks.append(checkpointing)
         try:
-            result = fit(settings, run, observers=observers, at_boundary=keeper.at_boundary)
+            return fit(settings, run)
         except DivergedError:
-            keeper.finish()  # the refused windows left its last good weights as they were
+            checkpointing.save(run.trainer)  # refused windows left the last good weights alone
             raise
-        keeper.finish()
-    return result
 
 
-def fit(settings: "Config", run: Run, **seen_by: Any) -> "Result":
+def fit(settings: "Config", run: Run) -> "Result":
     """Train to what is left of the limits; a run that is at its end already is left as it is.
 
     Args:
         settings: The config.
         run: What trains.
-        seen_by: The ``observers`` and ``at_boundary`` of `cadence.Trainer.fit`.
 
     Returns:
         What the run came to.
 
     Raises:
-        Exception: As `cadence.Trainer.fit`, and what ``at_boundary`` raises.
+        Exception: As `cadence.Trainer.fit`, and what a callback raises.
     """
     if _is_at_its_end(settings, run):
         return run.trainer.result
@@ -107,8 +102,6 @@ def fit(settings: "Config", run: Run, **seen_by: Any) -> "Result":
         run.val_loader,
         **_limits_left(settings, run),
         evaluate_every=settings.trainer.evaluate_every,
-        patience=settings.trainer.patience,
-        **seen_by,
     )
 
 

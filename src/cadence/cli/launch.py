@@ -17,9 +17,8 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -30,16 +29,15 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
-from cadence.config import checks as configs
-from cadence.system.secrets import redacted
+from cadence.config import trust
+from cadence.config.errors import explained
+from cadence.system.signals import SIGNALS
 
 if TYPE_CHECKING:
     from cadence.config.schema import Config
 
 GRACE_SECONDS = 15.0
 """How long the others have to end by themselves when a process is gone."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Trained: TypeAlias = Callable[[DictConfig], tuple[float, float]]
 """Trains as a config says, and returns the objectives."""
@@ -67,13 +65,12 @@ class ProcessFailure(NamedTuple):
 
 
 def launched(
-    trained: Trained, trusted: Sequence[str], cfg: DictConfig, settings: "Config", count: int
+    trained: Trained, cfg: DictConfig, settings: "Config", count: int
 ) -> tuple[float, float]:
     """Train on processes of their own, and return what process 0 does.
 
     Args:
         trained: Trains in one of them; a function of a module, which each of them imports.
-        trusted: What a config may name as ``_target_``.
         cfg: The composed config, which each of them is given.
         settings: The same as plain values.
         count: How many they are.
@@ -111,7 +108,7 @@ def launched(
             _work,
         )
         try:
-            returned = launch(trained, trusted, cfg, HydraConfig.instance().cfg, Path(failures))
+            returned = launch(trained, cfg, HydraConfig.instance().cfg, Path(failures))
         except ChildFailedError as error:
             failure = _first(Path(failures), error)
             status = "KILLED" if signals else "FAILED"
@@ -207,9 +204,9 @@ def _traces(folder: Path) -> dict[str, int]:
     """Return when each file was written that tells of a session: a new one has changed some."""
     from cadence.checkpoint.folder import FOLDER
     from cadence.metrics.summary import FILE as SUMMARY
-    from cadence.tracking.run_file import FILE as MANIFEST
+    from cadence.tracking.run_file import FILE as RUN
 
-    files = (folder / MANIFEST, folder / SUMMARY, folder / FOLDER, *(folder / FOLDER).glob("*.pt"))
+    files = (folder / RUN, folder / SUMMARY, folder / FOLDER, *(folder / FOLDER).glob("*.pt"))
     return {str(file): file.stat().st_mtime_ns for file in files if file.exists()}
 
 
@@ -218,21 +215,19 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
     from cadence.checkpoint.folder import FOLDER
     from cadence.metrics.summary import mark_ended
     from cadence.tracking.metrics_logger import milliseconds
-    from cadence.tracking.run_file import RunFile, UploadState
+    from cadence.tracking.run_file import RunFile
     from cadence.tracking.sync import delivered
     from cadence.tracking.upload import UploadError
 
-    manifest = RunFile.load(folder)
-    if manifest is not None:
-        manifest.status, manifest.reason = status, redacted(reason)
-        manifest.ended = milliseconds()
-        manifest.save(folder)
-    if manifest is not None or (folder / FOLDER).exists():
-        run_id = UploadState.load(folder).run_id
+    file = RunFile.load(folder)
+    if file is not None:
+        file.update(status=status, reason=reason, ended=milliseconds())
+    if file is not None or (folder / FOLDER).exists():
+        run_id = file.run.run_id if file else None
         mark_ended(folder, seed=settings.seed, mlflow_run_id=run_id, status=status)
-    if manifest is None or settings.track.offline:
+    if file is None or settings.track.offline:
         return
-    replace(UploadState.load(folder), ended=False).save(folder)
+    file.update_upload(ended=False)
     try:
         delivered(folder, settings.track.uri)
     except (UploadError, ValueError, OSError) as error:
@@ -243,7 +238,7 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
 
 
 def _work(
-    trained: Trained, trusted: Sequence[str], cfg: DictConfig, hydra: Any, failures: Path
+    trained: Trained, cfg: DictConfig, hydra: Any, failures: Path
 ) -> tuple[float, float] | int:
     """Train as one of several processes; return the objectives, or the signal that ended it."""
     from cadence.distributed.lost import ProcessLostError
@@ -255,12 +250,12 @@ def _work(
     setup_globals()
     HydraConfig.instance().cfg = hydra
     try:
-        with execution_whitelist(trusted):
-            if rank == 0:
+        if rank == 0:
+            with execution_whitelist(trust.patterns()):  # of the log's handlers as well
                 configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
-            else:
-                logging.getLogger().addHandler(logging.NullHandler())
-            return trained(cfg)
+        else:
+            logging.getLogger().addHandler(logging.NullHandler())
+        return trained(cfg)
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         _leave_if_orphaned(number)
@@ -271,7 +266,7 @@ def _work(
             time.time(),
             not isinstance(error, ProcessLostError),
             type(error).__name__,
-            configs.explained(error),
+            explained(error),
             traceback.format_exc(),
         )
         with suppress(KeyboardInterrupt):  # told to end: so it does

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cadence.config import checks as configs
+from cadence.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from cadence.cli.build import Run
@@ -57,21 +57,21 @@ def processes_wanted(settings: "Config") -> int:
     chosen, started = settings.distributed, int(os.environ.get("WORLD_SIZE", "1"))
     if chosen.name == "none":
         if is_launched() and started > 1:
-            raise configs.ConfigError(
+            raise ConfigError(
                 f"distributed=none: torchrun started {started} processes, and each would train "
                 "alone; add distributed=ddp"
             )
         return 1
     if is_launched():
         if chosen.processes not in (None, started):
-            raise configs.ConfigError(
+            raise ConfigError(
                 f"distributed.processes={chosen.processes}: torchrun started {started}; leave it "
                 "out, or start as many"
             )
         return started
     count = chosen.processes or _cuda_devices()
     if count == 0:
-        raise configs.ConfigError(
+        raise ConfigError(
             "distributed.processes=null: there is no CUDA device here to have one process each; "
             "give a number, such as distributed.processes=2"
         )
@@ -88,14 +88,14 @@ def check_device(settings: "Config", processes: int) -> None:
     if processes == 1 or name == "cpu":
         return
     if name not in ("auto", "cuda"):
-        raise configs.ConfigError(
+        raise ConfigError(
             f"device.name={name}: each process needs a device of its own; try device=cuda, or "
             "device=cpu"
         )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     devices = _cuda_devices()
     if devices and here > devices:
-        raise configs.ConfigError(
+        raise ConfigError(
             f"distributed.processes={processes}: there are {devices} CUDA devices for {here} "
             f"processes here; use at most {devices}, or device=cpu"
         )

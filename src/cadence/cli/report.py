@@ -9,14 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+from cadence.config import project
 
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m src.report",
-        description=__doc__,
+        prog=project.command("report"),
+        description=project.as_typed(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", help="the study's name: its folder in sweeps/")
@@ -29,7 +29,7 @@ def main() -> None:
     from cadence.sweeps.report import load, write_report
     from cadence.system.secrets import redacted
 
-    folder = given.folder or ROOT / "sweeps" / given.study
+    folder = given.folder or project.root() / "sweeps" / given.study
     try:
         study = load(given.storage or f"sqlite:///{folder}/study.db", given.study)
         report = write_report(study, folder)

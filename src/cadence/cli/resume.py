@@ -13,8 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cadence.cli.build import WINDOW
+from cadence.cli.conf_folders import with_conf_folders
 from cadence.config.changes import changes
-from cadence.config.checks import ConfigError, quoted
+from cadence.config.checks import quoted
+from cadence.config.errors import ConfigError
 from cadence.system.atomic_write import copy_atomically, write_atomically
 from cadence.system.secrets import HIDDEN, redacted
 
@@ -59,7 +61,7 @@ def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
     """Return a command line that goes on where ``resume=`` says.
 
     The overrides that the run began with come first, and its own folder, so that those given now
-    win.
+    win. Config files are looked for where the run's were.
 
     Args:
         arguments: What the user typed.
@@ -71,7 +73,7 @@ def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
     given = [argument for argument in arguments if argument.startswith(KEY)]
     wanted = given[-1].removeprefix(KEY) if given else "null"
     if wanted in ("null", ""):
-        return list(arguments)
+        return with_conf_folders(arguments)
     folder = run_folder("resume", wanted, runs)
     now = [argument for argument in arguments if argument not in given]
     before = began_with(folder)
@@ -80,7 +82,8 @@ def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
             raise ConfigError(
                 f"{KEY}{wanted}: the secret in {key} is kept nowhere; give {key}= again"
             )
-    return [*before, f"hydra.run.dir={quoted(folder)}", *now, f"{KEY}{quoted(folder)}"]
+    own = f"hydra.run.dir={quoted(folder)}"
+    return with_conf_folders([*before, own, *now, f"{KEY}{quoted(folder)}"], folder)
 
 
 def run_folder(key: str, wanted: str, runs: Path) -> Path:

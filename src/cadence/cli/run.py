@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cadence.cli.build import Run, effective_batch
 from cadence.config import checks as configs
+from cadence.config import project
 from cadence.plan.window import StepSizeSchedule
 from cadence.system.secrets import redacted
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from cadence.config.schema import Config
     from cadence.tracking.mlflow.tracker import Tracker
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = project.root()
+"""The folder of mlruns/ and sweeps/, for a process works in one project."""
 
 OF_NOW = ("resume", "track.run_id")
 """Keys that say where a run is kept and not what it is: no params to compare runs by."""
@@ -49,9 +51,6 @@ def tracked(
     from cadence.tracking.mlflow.tracker import Tracker
     from cadence.tracking.provenance import environment, git_tags
 
-    known_run = None
-    if state is not None and folder.samefile(settings.resume or folder):
-        known_run = state.mlflow_run_id
     is_trial = in_multirun() and settings.track.run_id is not None
     if is_trial and not settings.track.offline:
         address.wait(settings.track.uri)  # the sweep made its run there
@@ -70,7 +69,7 @@ def tracked(
         },
         every=settings.track.every or max(1, share),
         folder=folder,
-        run_id=settings.track.run_id or known_run,
+        run_id=settings.track.run_id,
         resumed_at=state.clock.samples if state else 0 if settings.resume else None,
         parent=_parent(settings),
         offline=settings.track.offline,
@@ -126,8 +125,7 @@ def summarised(
     Raises:
         OSError: The disk does not take summary.json.
     """
-    from cadence.metrics.summary import write_summary
-    from cadence.tracking.mlflow.tracker import status_after
+    from cadence.metrics.summary import status_after, write_summary
 
     error: BaseException | None = None
     try:
@@ -193,11 +191,12 @@ def where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") -
     """
     look = {"run folder": str(folder)}
     if tracker and settings.track.offline:
-        look["MLflow run"] = f"to be delivered by python -m src.sync {folder}"
+        look["MLflow run"] = f"to be delivered by {project.command('sync')} {folder}"
     elif tracker:
         look["MLflow run"] = f"{tracker.run_id} in experiment {settings.track.experiment}"
         ours = settings.track.uri == f"sqlite:///{ROOT}/mlruns/mlflow.db"
         uri = redacted(settings.track.uri)
+        ui = "cadence ui" if project.is_entered() else "make ui"
         command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
-        look["compare runs"] = "make ui" if ours else command
+        look["compare runs"] = ui if ours else command
     return look

@@ -10,12 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from cadence.config import project
+
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m src.sync",
-        description=__doc__,
+        prog=project.command("sync"),
+        description=project.as_typed(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, nargs="+", help="a run's folder")

@@ -1,4 +1,4 @@
-"""The hall: compose, build, train, return the objectives.
+"""Train a PyTorch model as a config says: compose, build, train, return the objectives.
 
     python -m src.train trainer.step_size=16
 
@@ -11,11 +11,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cadence.cli.build import WINDOW, Run, build, planned_step_sizes
+from cadence.cli.compose import run_task
 from cadence.cli.errors import command_line, errors_in_one_line, logged_with_traceback
 from cadence.cli.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
 from cadence.cli.launch import launched
@@ -39,32 +39,17 @@ from cadence.cli.resume import (
 from cadence.cli.run import ROOT, facts, in_multirun, summarised, tracked, where_to_look
 from cadence.cli.secrets import with_secrets_in_environment
 from cadence.config import checks as configs
+from cadence.config.errors import ConfigError
 from cadence.plan.shares import Plan
 from cadence.system.locks import run_lock
-from cadence.system.secrets import redact_files, redact_logs
+from cadence.system.secrets import redact_files
 
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State
     from cadence.config.schema import Config
     from cadence.distributed.process_group import ProcessGroup
-    from cadence.metrics.record import Observer
-
-TRUSTED_TARGETS = (
-    "cadence.data.*",
-    "cadence.models.*",
-    "cadence.objectives.*",
-    "torch.optim.*",
-)
-"""What a config may name as ``_target_``: configs are code, so everything else is refused. Add the
-module of your own model or data set here, such as ``"my_project.models.*"``."""
-
-configs.register(ROOT)
-redact_logs()
 
 
-@hydra.main(
-    config_path=str(ROOT / "conf"), config_name="config", execution_whitelist=TRUSTED_TARGETS
-)
 def train(cfg: DictConfig) -> tuple[float, float]:
     """Train as the config says, and return ``(val_loss, samples_per_second)``."""
     # In a multirun the sweeper wants a failed trial's exception.
@@ -77,17 +62,27 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
     settings = configs.checked(cfg)
     if settings.sweep is not None and settings.resume is None and not in_multirun():
         option = HydraConfig.get().runtime.choices["sweep"]
-        raise configs.ConfigError(
+        raise ConfigError(
             f"sweep={option}: a sweep is many runs; try python -m src.train --multirun "
             f"sweep={option}"
         )
     if settings.track.log_model and settings.track.offline:
-        raise configs.ConfigError(
+        raise ConfigError(
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
+    if settings.track.name == "mlflow" and not settings.track.offline:
+        _start_mlflow(settings)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with run_lock(folder) if has_run_folder() else nullcontext():
         return _on_processes(cfg, settings)
+
+
+def _start_mlflow(settings: "Config") -> None:
+    """Let MLflow be imported beside torch, in a process of its own, where this one trains."""
+    from cadence.tracking.mlflow import server_process
+
+    if settings.distributed.name == "none" and not in_multirun() and not is_launched():
+        server_process.start()
 
 
 def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
@@ -95,7 +90,7 @@ def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
     count = processes_wanted(settings)
     check_device(settings, count)
     if is_launched() and in_multirun():
-        raise configs.ConfigError(
+        raise ConfigError(
             "--multirun: torchrun starts the processes of one run; without it each trial of a "
             "sweep starts its own by distributed=ddp distributed.processes="
         )
@@ -103,7 +98,7 @@ def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
         return trained(cfg)
     if settings.resume is None:
         planned_step_sizes(settings, count, None)
-    return launched(trained, TRUSTED_TARGETS, cfg, settings, count)
+    return launched(trained, cfg, settings, count)
 
 
 def trained(cfg: DictConfig) -> tuple[float, float]:
@@ -131,10 +126,12 @@ def trained(cfg: DictConfig) -> tuple[float, float]:
 def _train_beside(settings: "Config", run: Run, processes: "ProcessGroup") -> tuple[float, float]:
     """Train beside process 0, which evaluates, writes and tells."""
     from cadence.system.signals import Interruption
+    from cadence.training.checkpointing import StopsWhenInterrupted
 
     with Interruption(shared=True) as interruption:
         processes.watch(interruption)
-        result = fit(settings, run, at_boundary=interruption.check)
+        run.trainer.callbacks.append(StopsWhenInterrupted(interruption))
+        result = fit(settings, run)
     return result.val_loss, result.samples_per_second
 
 
@@ -161,8 +158,8 @@ def _train_and_tell(
         display,
     ):
         take_over(folder, cfg, begins=state is None)
-        observers: list[Observer] = [display, tracker] if tracker else [display]
-        result = fit_and_keep(settings, run, folder, observers, tracker, processes, kept)
+        run.trainer.callbacks += [display, tracker] if tracker else [display]
+        result = fit_and_keep(settings, run, folder, tracker, processes, kept)
     display.table(result, run.trainer.step_sizes, where_to_look(settings, folder, tracker))
     if tracker and tracker.run_id and example is not None:
         log_model(settings, run, folder, tracker.run_id, example)
@@ -186,4 +183,4 @@ def main() -> None:
     with command_line():
         arguments = with_one_schedule(with_resume(sys.argv[1:], ROOT / "mlruns" / "runs"))
         sys.argv[1:] = without_a_trace(with_secrets_in_environment(arguments))
-        train()
+        run_task(train)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from cadence.config import project
+
 HELP = {"-h", "--help"}
 
 
@@ -16,6 +18,6 @@ def with_own_help(arguments: Sequence[str], words: str) -> list[str]:
     """
     if not HELP & {*arguments}:
         return list(arguments)
-    print(words)
+    print(project.as_typed(words))
     given = [argument for argument in arguments if not argument.startswith("run=")]
     return [*given, "hydra.help.header="]

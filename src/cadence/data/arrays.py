@@ -32,17 +32,18 @@ def arrays(
 ) -> Data:
     """Return two arrays as inputs and targets that share dimension 0, the samples.
 
-    Floating-point inputs become float32, bytes float32 in [0, 1]; whole-number targets are
-    classes, floating-point ones numbers to regress. Conversion happens mini-batch by mini-batch.
+    Inputs [samples, ...] become float32, bytes in [0, 1]. Whole-number targets are classes and
+    become int64, floating-point targets are numbers to regress and become float32. Each mini-batch
+    is converted when it is gathered.
 
     Args:
-        path: An .npz file, or a folder of .npy files. An .npz that was saved uncompressed
-            (``numpy.savez``) and .npy files are memory-mapped; a compressed .npz is read whole.
-        inputs: The name of the inputs in it; None = the first of `NAMES` that is there.
-        targets: The name of the targets; None = the same.
-        classes: Classes that whole-number targets count; None = the largest target + 1.
+        path: An .npz file, or a folder of .npy files. An .npz saved uncompressed (``numpy.savez``)
+            and .npy files are memory-mapped; a compressed .npz is read into memory.
+        inputs: The name of the inputs' array; None means the first of `NAMES` in the file.
+        targets: The name of the targets' array; None means the first of `NAMES` in the file.
+        classes: Number of classes of whole-number targets; None means the largest target + 1.
         validation_share: Share held out, drawn evenly, in (0, 1).
-        split_seed: Chooses which; it is not the seed of the run, so that runs compare.
+        split_seed: Chooses the samples held out; apart from the run's seed, so that runs compare.
 
     Raises:
         ValueError: A file or an array is missing, malformed, empty, of another length, holds NaN
@@ -53,8 +54,8 @@ def arrays(
     names = _names(path, found, inputs, targets)
     x, y = (found[name] for name in names)
     _check(path, names, x, y)
-    whole = np.issubdtype(y.dtype, np.integer)
-    outputs = _classes(path, names[1], y, classes) if whole else int(np.prod(y.shape[1:]))
+    is_classes = np.issubdtype(y.dtype, np.integer)
+    outputs = _classes(path, names[1], y, classes) if is_classes else int(np.prod(y.shape[1:]))
     order = np.random.default_rng(split_seed).permutation(len(x))
     tail = held_out(len(x), validation_share)
     tensors = torch.from_numpy(x), torch.from_numpy(y)
@@ -68,7 +69,7 @@ def arrays(
 
 
 class _Rows(TensorData):
-    """Some rows of mapped tensors: the split is a list of rows, so no copy of the data is made."""
+    """Some rows of mapped tensors [samples, ...], without a copy: the split is a list of rows."""
 
     def __init__(self, tensors: Samples, rows: npt.NDArray[np.int64]) -> None:
         super().__init__(*tensors, prepare=_prepared)
@@ -101,8 +102,10 @@ def _mapped(file: Path) -> Array:
         array: Array = np.load(file, mmap_mode="c", allow_pickle=False)
         return array
     except Exception as error:  # numpy raises what it stumbles on
-        raise ValueError(f"data.path={file.parent}: {file.name} is no readable .npy array "
-                         f"({_told(error)}); save it again with numpy.save") from error  # fmt: skip
+        raise ValueError(
+            f"data.path={file.parent}: {file.name} is no readable .npy array ({_reason(error)}); "
+            "save it again with numpy.save"
+        ) from error
 
 
 def _archive(path: str) -> dict[str, Array]:
@@ -125,21 +128,21 @@ def _archive(path: str) -> dict[str, Array]:
             }
     except Exception as error:  # zipfile, zlib and numpy raise what they stumble on
         raise ValueError(
-            f"data.path={path}: cannot be read ({_told(error)}); save it again with numpy.savez"
+            f"data.path={path}: cannot be read ({_reason(error)}); save it again with numpy.savez"
         ) from error
 
 
-def _told(error: Exception) -> str:
-    """Return what numpy says of a file, without its advice to unpickle what is no array."""
-    says = str(error)
-    if "pickle" in says or "Python objects" in says:
+def _reason(error: Exception) -> str:
+    """Return numpy's message about a file, without its advice to unpickle what is no array."""
+    message = str(error)
+    if "pickle" in message or "Python objects" in message:
         return "it holds Python objects, which are never unpickled"
     is_meant_for_readers = isinstance(error, ValueError | EOFError | OSError | zipfile.BadZipFile)
-    return says if is_meant_for_readers else "it is damaged"
+    return message if is_meant_for_readers else "it is damaged"
 
 
 def _member(file: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    """Map one array of an .npz where it lies in the file, or read it if it is compressed."""
+    """Map one array of an .npz at its place in the file; a compressed array is read."""
     with archive.open(member) as stream:
         if member.compress_type != zipfile.ZIP_STORED:
             return np.lib.format.read_array(stream, allow_pickle=False)

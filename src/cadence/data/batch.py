@@ -16,10 +16,10 @@ _COLLECTIONS = (tuple, list, Mapping)  # the exact types first: asking an ABC ta
 
 
 def tensors(batch: Batch) -> tuple[Tensor, ...]:
-    """Return the tensors of a mini-batch in their order.
+    """Return the tensors of a mini-batch in their order, each [samples, ...].
 
     Raises:
-        TypeError: It is not a mini-batch, or holds something that is not a tensor.
+        TypeError: ``batch`` is no mini-batch, or holds something that is not a tensor.
     """
     if isinstance(batch, Tensor):
         return (batch,)
@@ -41,10 +41,13 @@ def tensors(batch: Batch) -> tuple[Tensor, ...]:
 
 
 def sample_count(batch: Batch) -> int:
-    """Return the samples in a mini-batch: the length of dimension 0 that its tensors share.
+    """Return the number of samples in a mini-batch: the length of its tensors' dimension 0.
+
+    Args:
+        batch: Tensors [samples, ...].
 
     Raises:
-        TypeError: It is not a mini-batch.
+        TypeError: ``batch`` is no mini-batch.
         ValueError: A tensor has no dimension, or their lengths differ.
     """
     parts = tensors(batch)
@@ -62,10 +65,10 @@ def sample_count(batch: Batch) -> int:
 
 
 class Gathered(Sequence[Batch]):
-    """The mini-batches of a window that were gathered at once, cut apart where they are looked at.
+    """The mini-batches of a window, gathered with one operation and split where they are used.
 
     Args:
-        whole: All their samples, as one batch.
+        whole: All samples of the window as one batch: tensors [samples, ...].
         batch_size: Samples in each mini-batch, at least 1; the last may hold fewer.
     """
 
@@ -75,7 +78,7 @@ class Gathered(Sequence[Batch]):
         self._batch_size = batch_size
 
     def cut(self, size: int) -> list[Batch]:
-        """Return the samples in batches of ``size``, without a copy; the last may hold fewer."""
+        """Return the samples as batches of [size, ...], views; the last may hold fewer."""
         if size >= self.samples:
             return [self.whole]
         columns = [torch.split(part, size) for part in tensors(self.whole)]
@@ -95,12 +98,16 @@ class Gathered(Sequence[Batch]):
 
 
 def samples_in(window: Sequence[Batch]) -> int:
-    """Return the samples in all mini-batches of a window."""
+    """Return the number of samples in all mini-batches of a window, each [samples, ...]."""
     return window.samples if isinstance(window, Gathered) else sum(map(sample_count, window))
 
 
 def elements_per_sample(window: Sequence[Batch]) -> int:
-    """Return the numbers in the largest of a window's samples, all tensors together."""
+    """Return the most elements that a sample of a window has, all its tensors together.
+
+    Args:
+        window: Mini-batches of tensors [samples, ...]; the largest mini-batch decides.
+    """
     batches = (window.whole,) if isinstance(window, Gathered) else window
     return max(
         sum(part.numel() // max(1, part.shape[0]) for part in tensors(batch)) for batch in batches
@@ -111,8 +118,8 @@ def first_samples(minibatches: Iterable[Batch], count: int | None) -> Iterator[B
     """Yield mini-batches until ``count`` samples are out, cutting the last one short to fit.
 
     Args:
-        minibatches: A stream of mini-batches.
-        count: Samples to yield; None = all of them.
+        minibatches: Any stream of mini-batches, tensors [samples, ...].
+        count: Samples to yield; None means all.
     """
     if count is None:
         yield from minibatches
@@ -125,14 +132,14 @@ def first_samples(minibatches: Iterable[Batch], count: int | None) -> Iterator[B
 
 
 def rebatched(minibatches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Split and join mini-batches into ones of ``size`` samples, keeping their order.
+    """Split and join mini-batches into mini-batches of ``size`` samples, keeping their order.
 
-    Mini-batches that cannot be joined, because their tensors differ in number, dtype or in any
-    dimension but the first, are not: there a smaller one is yielded.
+    Where two cannot be joined, because their tensors differ in number, dtype or any dimension but
+    the first, a smaller mini-batch is yielded.
 
     Args:
-        minibatches: A stream of mini-batches.
-        size: Samples in each that comes out, at least 1; the last may hold fewer.
+        minibatches: Any stream of mini-batches, tensors [samples, ...].
+        size: Samples in each mini-batch that is yielded, at least 1; the last may hold fewer.
     """
     pieces: list[Batch] = []
     kind: Hashable = None
@@ -156,10 +163,13 @@ def rebatched(minibatches: Iterable[Batch], size: int) -> Iterator[Batch]:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """Return the mini-batch on ``device``; one that is there already comes back as it is.
+    """Return the mini-batch on ``device``: the same object where all its tensors are there.
 
-    A copy to a CUDA device does not wait for its end, so that it overlaps with computation when
-    the host tensors are pinned.
+    A copy of pinned tensors to a CUDA device overlaps with computation: nothing waits for its end.
+
+    Args:
+        batch: Tensors [samples, ...] on any device.
+        device: Where the tensors of the result are, with the same shapes.
     """
     for part in tensors(batch):
         if part.device != device:
@@ -170,7 +180,7 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 
 
 def mapped(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """Return the mini-batch with ``function`` applied to each of its tensors."""
+    """Return the mini-batch with ``function`` applied to each of its tensors [samples, ...]."""
     return _rebuilt(batch, [function(part) for part in tensors(batch)])
 
 

@@ -23,7 +23,7 @@ class EpochOrder(Sampler[Any]):
     Args:
         samples: Samples in the data set.
         batch_size: Samples in a mini-batch, at least 1; the last of an epoch holds what is left.
-        seed: With the epoch it fixes the order; None = the data set's own order.
+        seed: Fixes the order, with the epoch; None means the data set's own order.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int | None) -> None:
@@ -31,7 +31,7 @@ class EpochOrder(Sampler[Any]):
         self.batch_size = batch_size
         self._seed = seed
         self.worker_seeds = torch.Generator()
-        """What a DataLoader draws its workers' seeds from, anew in each epoch."""
+        """What a DataLoader draws its workers' seeds from, seeded anew in each epoch."""
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -49,12 +49,12 @@ class EpochOrder(Sampler[Any]):
     def tensors(
         self, minibatches: int = 1, *, skip: int = 0, samples: int | None = None
     ) -> Iterator[Int[Tensor, " samples"]]:
-        """Yield the indices of that many mini-batches at a time as one tensor.
+        """Yield the indices of some mini-batches at a time: [minibatches * batch_size], int64.
 
         Args:
             minibatches: Mini-batches at a time, at least 1.
             skip: Mini-batches to leave out at the epoch's start.
-            samples: Samples after which it ends; None = those of the epoch.
+            samples: Samples after which the epoch ends; None means all of them.
         """
         order = self._order()[skip * self.batch_size :][:samples]
         at_once = min(self.batch_size * minibatches, len(order))
@@ -74,7 +74,7 @@ class EpochOrder(Sampler[Any]):
 class InMemoryLoader(DataLoader[Samples]):
     """A DataLoader over tensors that gathers each mini-batch with one index operation.
 
-    It is iterated in this process; a worker would only add the price of handing tensors over.
+    Mini-batches are gathered in this process: a worker would only add the time of their transfer.
     """
 
     def __init__(self, data: TensorData, order: EpochOrder, *, pin_memory: bool) -> None:
@@ -83,7 +83,7 @@ class InMemoryLoader(DataLoader[Samples]):
         self._order = order
 
     def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
-        """Yield the mini-batches of the epoch that was last set."""
+        """Yield the mini-batches of the epoch set last: tuples of tensors [batch_size, ...]."""
         return map(self._gathered, self._order.tensors())
 
     def windows(
@@ -94,13 +94,13 @@ class InMemoryLoader(DataLoader[Samples]):
         samples: int | None = None,
         own: slice = slice(None),
     ) -> Iterator[Gathered | tuple[()]]:
-        """Yield the windows of the epoch that was last set, each gathered with one operation.
+        """Yield the windows of the epoch set last, each gathered with one operation.
 
         Args:
             step_size: Mini-batches in a window, at least 1; the last may hold fewer.
             skip: Mini-batches of the epoch to leave out at its start.
-            samples: Samples after which it ends; None = those of the epoch.
-            own: Which of a window's mini-batches to gather; there may be none.
+            samples: Samples after which the epoch ends; None means all of them.
+            own: The mini-batches of a window to gather; () is yielded where there is none.
         """
         batch_size = self._order.batch_size
         first, last, _ = own.indices(step_size)
@@ -127,9 +127,9 @@ def loader(
     Args:
         data: `TensorData`, or any map-style data set.
         batch_size: Samples in a mini-batch, at least 1; the last of an epoch holds what is left.
-        shuffle_seed: Fixes the order, with the epoch; None = the data set's own order.
-        workers: Processes that load samples; 0 = this one. Not used for `TensorData`, which
-            every data set of cadence's own is: it needs none.
+        shuffle_seed: Fixes the order, with the epoch; None means the data set's own order.
+        workers: Processes that load samples; 0 means this process. `TensorData`, as all data sets
+            of cadence's own are, needs none and ignores it.
         pin_memory: Whether to put mini-batches into page-locked memory, from which a CUDA device
             copies without waiting.
 

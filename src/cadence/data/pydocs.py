@@ -9,7 +9,8 @@ from cadence.data.text import language_modelling
 def pydocs(context: int = 128, validation_share: float = 0.1) -> Data:
     """Return the Python language reference as samples for language modelling.
 
-    Its length differs a little between versions of Python; 3.11 has 465,000 characters.
+    Inputs and targets are [samples, context], int64 in [0, 256). The length of the text
+    differs a little between versions of Python; 3.11 has 465,000 characters.
 
     Args:
         context: Tokens of input in a sample, at least 1.

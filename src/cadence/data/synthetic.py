@@ -16,13 +16,16 @@ def synthetic(
 ) -> Data:
     """Return samples scattered around one random centre for each class.
 
+    The inputs are [samples, *shape], float32, and the targets [samples], int64.
+
     Args:
         samples: Samples in all, at least 2.
         shape: The shape of one input.
-        classes: Classes, at least 2; each sample's is drawn evenly.
-        noise: Standard deviation of the inputs around their centre, whose own is 1; at least 0.
+        classes: Classes, at least 2; each sample's class is drawn evenly.
+        noise: Standard deviation of the inputs around their centre, at least 0; that of the centres
+            is 1.
         validation_share: Share held out, in (0, 1).
-        split_seed: Makes centres, samples and split; it is not the seed of the run.
+        split_seed: Makes centres, samples and split, apart from the run's seed.
 
     Raises:
         ValueError: ``samples`` are fewer than 2, or ``validation_share`` is not in (0, 1).

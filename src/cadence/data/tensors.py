@@ -1,4 +1,4 @@
-"""What every data set returns, and the one that lives in memory."""
+"""What every data set returns, and the data set that lives in memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class TensorData(Dataset[Samples]):
     """Tensors in memory, or mapped into it from a file, that share dimension 0: the samples.
 
     Args:
-        tensors: At least one tensor; a mini-batch is a tuple of a row range of each.
-        prepare: Applied to the samples that are gathered at once, one mini-batch or a window of
-            them, as to widen bytes; what it does to a sample must not depend on the others.
-            None = nothing.
+        tensors: At least one tensor, each [samples, ...]; a mini-batch is a tuple of some rows of
+            each.
+        prepare: Applied to the samples gathered at once, a mini-batch or a window, as to widen
+            bytes: tensors [gathered, ...] to tensors [gathered, ...], each sample on its own.
 
     Raises:
         ValueError: There is no tensor, or their lengths differ.
@@ -54,7 +54,11 @@ class TensorData(Dataset[Samples]):
         return tuple(part[0] for part in self.gathered(torch.tensor([index])))
 
     def gathered(self, indices: Int[Tensor, " samples"]) -> Samples:
-        """Return the mini-batch of these samples, int64 indices in any order."""
+        """Return some samples as one mini-batch: tensors [samples, ...].
+
+        Args:
+            indices: [samples], int64, in any order.
+        """
         batch = tuple(tensor.index_select(0, indices) for tensor in self.tensors)
         return batch if self._prepare is None else self._prepare(batch)
 
@@ -66,10 +70,10 @@ class Data:
     train: MapData
     """The samples to train on."""
     validation: MapData | None
-    """The held-out samples; None = no evaluation."""
+    """The held-out samples; None means no evaluation."""
     input_shape: tuple[int, ...]
     """The shape of one sample's input, without the samples dimension."""
     outputs: int
-    """What the model puts out for it: classes, tokens of the vocabulary, or numbers."""
+    """The width of the model's output: classes, tokens of the vocabulary, or regressed numbers."""
     items_per_sample: int = 1
-    """The items in one sample without padding, from which the effective batch is told."""
+    """The items in one sample without padding; the effective batch is counted in items."""

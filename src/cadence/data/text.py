@@ -17,8 +17,11 @@ BYTES = 256
 def text(path: str, context: int = 128, validation_share: float = 0.1) -> Data:
     """Return a file's bytes as samples for language modelling.
 
+    Inputs and targets are [samples, context], int64 in [0, 256); each target is the input one
+    place on.
+
     Args:
-        path: Any file; it is read as bytes, whatever its encoding.
+        path: Any file, in any encoding.
         context: Tokens of input in a sample, at least 1.
         validation_share: Share of the file held out, its tail, in (0, 1).
 
@@ -37,11 +40,17 @@ def text(path: str, context: int = 128, validation_share: float = 0.1) -> Data:
 
 
 def language_modelling(raw: bytes, context: int, validation_share: float, name: str) -> Data:
-    """Return bytes as samples for language modelling; ``name`` is what errors call them.
+    """Return bytes as samples for language modelling, inputs and targets [samples, context], int64.
+
+    Args:
+        raw: The text.
+        context: Tokens of input in a sample, at least 1.
+        validation_share: Share of the text held out, its tail, in (0, 1).
+        name: What errors call the text.
 
     Raises:
-        ValueError: They are too few for one sample of each split, or ``validation_share`` is not
-            in (0, 1).
+        ValueError: ``raw`` is too short for one sample of each split, or ``validation_share`` is
+            not in (0, 1).
     """
     tokens = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy())
     cut = len(tokens) - held_out(len(tokens), validation_share)
@@ -62,9 +71,9 @@ def language_modelling(raw: bytes, context: int, validation_share: float, name: 
 
 
 def _blocks(tokens: UInt8[Tensor, " tokens"], context: int) -> TensorData:
-    """Cut text into blocks of context + 1 tokens; the last token of one is the first of the next.
+    """Split text into samples [context + 1]; the last token of each is the first of the next.
 
-    So every token but the first is a target once, up to a rest shorter than a block.
+    So every token but the first is a target once, up to a rest shorter than a sample.
     """
     return TensorData(tokens.unfold(0, context + 1, context), prepare=_inputs_and_targets)
 

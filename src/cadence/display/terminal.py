@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from cadence.engine.noise_scale import LEVEL
-from cadence.engine.update import Outcome
 from cadence.metrics.evaluation import Evaluation
-from cadence.metrics.record import Result
+from cadence.metrics.result import Result, Window
 from cadence.metrics.timing import WindowTime
-from cadence.plan.clock import Clock
+from cadence.training.callback import Callback
+from cadence.training.trainer import Trainer
 
 REFRESH_SECONDS = 0.25
 """Between two looks at the progress bar: drawing it takes a millisecond of the training's time."""
@@ -34,7 +34,7 @@ def print_facts(facts: Mapping[str, str], console: Console) -> None:
         console.print(f"{name:<{width}}  {fact}", markup=False)
 
 
-class Display:
+class Display(Callback):
     """Shows a run as it goes: a progress bar on a terminal, a line per evaluation elsewhere.
 
     Args:
@@ -82,25 +82,26 @@ class Display:
         """Take the progress bar away."""
         self._bar.stop()
 
-    def window(self, clock: Clock, outcome: Outcome) -> None:
+    def on_window_end(self, trainer: Trainer, window: Window) -> None:
         """Move the progress bar, a few times a second."""
+        clock = trainer.clock
         now = time.perf_counter()
         elapsed = now - self._shown
         if elapsed < REFRESH_SECONDS or not self._console.is_terminal:
             return
         speed = (clock.samples - self._shown_samples) / elapsed
         self._shown, self._shown_samples = now, clock.samples
-        numbers = f"loss {outcome.loss:.4f}  {speed:,.0f} samples/s{self._validation}"
+        numbers = f"loss {window.loss:.4f}  {speed:,.0f} samples/s{self._validation}"
         self._bar.update(self._task, completed=clock.samples, numbers=numbers)
         self._bar.refresh()
 
-    def evaluation(self, clock: Clock, result: Result) -> None:
+    def on_evaluation_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Show an evaluation: in the bar, or as a line."""
-        means = {"val loss": result.val_loss}
-        means |= {f"val {name}": value for name, value in result.val_metrics.items()}
-        numbers = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        means = ((name.replace("/", " ", 1), value) for name, value in metrics.items())
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in means)
         self._validation = f"  {numbers}"
         if not self._console.is_terminal:
+            result, clock = trainer.result, trainer.clock
             done = f" of {self._total:,}" if self._total else ""
             self._console.print(
                 f"{clock.samples:,}{done} samples  train loss {result.train_loss:.4f}  {numbers}  "
@@ -126,7 +127,7 @@ class Display:
             "train loss": _number(result.train_loss),
             "val loss": _number(result.val_loss),
             **{f"val {name}": _number(value) for name, value in result.val_metrics.items()},
-            **({} if result.noise_scale is None else {"noise scale": _noise_scale(result)}),
+            **({"noise scale": _noise_scale(result)} if "noise_scale" in result.reported else {}),
             "throughput": f"{result.samples_per_second:,.0f} samples/s "
             f"(a tenth of the windows below {result.samples_per_second_p10:,.0f}, "
             f"a tenth above {result.samples_per_second_p90:,.0f})",
@@ -184,8 +185,9 @@ def _number(value: float) -> str:
 
 def _noise_scale(result: Result) -> str:
     """Return the estimate as a reader may take it: with its interval, or with what it lacks."""
-    value, low, high = result.noise_scale, result.noise_scale_low, result.noise_scale_high
-    if value is None or low is None or high is None or math.isnan(value):
+    ends = ("noise_scale", "noise_scale_low", "noise_scale_high")
+    value, low, high = (result.reported[name] for name in ends)
+    if math.isnan(value):
         return "unknown: too few windows were measured"
     interval = f"{low:,.0f} to {high:,.0f}" if math.isfinite(high) else f"at least {low:,.0f}"
     said = f"{value:,.0f} items" if math.isfinite(value) else "larger than the windows can tell"

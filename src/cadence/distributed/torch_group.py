@@ -198,7 +198,7 @@ def init_process_group(
     # An optimizer's first step imports torch's compiler. If there is a process group by then it is
     # never let go: its threads live on into Python's end, and now and then abort a process that has
     # done well. So it is imported before, by the public function that needs it.
-    torch.compiler.disable(_leave)
+    torch.compiler.disable(_leave)  # type: ignore[no-untyped-call]
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"

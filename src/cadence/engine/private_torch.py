@@ -26,6 +26,8 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optimizers
 from torch.overrides import has_torch_function
 
+from cadence.engine.without_dynamo import step_without_dynamo
+
 log = logging.getLogger(__name__)
 
 
@@ -95,7 +97,7 @@ def step(optimizer: Optimizer) -> None:
     if own is None:
         optimizer.step()
     else:
-        own(optimizer)
+        step_without_dynamo(own)(optimizer)
 
 
 def _own_step(optimizer: Optimizer) -> Callable[[Optimizer], Any] | None:

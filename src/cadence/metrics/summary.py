@@ -7,10 +7,24 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from cadence.metrics.record import Result
+from cadence.metrics.result import Result
 from cadence.system.atomic_write import write_atomically
 
 FILE = "summary.json"
+
+OPTIONAL = ("noise_scale", "noise_scale_low", "noise_scale_high")
+"""What a callback reports where there is one; else null."""
+
+
+def status_after(error: BaseException | None) -> str:
+    """Return MLflow's word for how a run ended.
+
+    Args:
+        error: What ended the run; None means that nothing went wrong.
+    """
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def write_summary(
@@ -25,7 +39,7 @@ def write_summary(
 ) -> Path:
     """Write summary.json into a run's folder, whole or not at all.
 
-    The names are those of `cadence.metrics.record.Result`, with each validation metric as
+    The names are those of `cadence.metrics.result.Result`, with each validation metric as
     ``val_NAME`` and each part of a window's time as ``time_NAME``; what is not a finite number is
     null.
 
@@ -43,7 +57,9 @@ def write_summary(
     """
     values = asdict(result)
     metrics, time = values.pop("val_metrics"), values.pop("time")
+    reported = dict.fromkeys(OPTIONAL) | values.pop("reported")
     summary: dict[str, Any] = values | {f"val_{name}": value for name, value in metrics.items()}
+    summary |= reported
     summary |= {f"time_{name}": value for name, value in time.items()}
     summary |= {"effective_batch": effective_batch, "seed": seed}
     summary |= {"processes": len(step_sizes), "step_sizes": list(step_sizes)}
@@ -70,7 +86,8 @@ def mark_ended(folder: Path, *, seed: int, mlflow_run_id: str | None, status: st
         The file.
     """
     file = folder / FILE
-    unknown = {field.name: None for field in fields(Result) if field.name != "val_metrics"}
+    names = {field.name for field in fields(Result)} - {"val_metrics", "reported"}
+    unknown = dict.fromkeys([*sorted(names), *OPTIONAL])
     known = read_summary(file) if file.exists() else unknown
     return _write(folder, known | {"seed": seed, "mlflow_run_id": mlflow_run_id, "status": status})
 

@@ -1,1 +1,5 @@
-"""Models: one file each; conf/model/NAME.yaml names one as ``_target_``."""
+"""Models: one file each (mlp, cnn, gpt).
+
+A model is any callable that returns a module; conf/model/NAME.yaml names it as ``_target_`` and
+gives it the data's ``input_shape`` and ``outputs``. Nothing is loaded until a model is named.
+"""

@@ -13,7 +13,8 @@ def cnn(
 ) -> nn.Sequential:
     """Return 3 x 3 convolutions with ReLU, halving the image after each, and a linear layer.
 
-    There is no BatchNorm in it, so it does not care how a window is split into micro-batches.
+    The network maps float images [samples, channels, height, width] to [samples, outputs]. There is
+    no BatchNorm in it, so a window may be split into any micro-batches.
 
     Args:
         input_shape: The shape of one sample: channels, height, width.

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class GPT(nn.Module):
-    """A causal transformer on tokens, pre-norm, its input and output embeddings tied.
+    """A causal transformer, pre-norm, with tied embeddings: [samples, tokens] to logits.
 
     After Radford et al., Language Models are Unsupervised Multitask Learners (2019); tying after
     Press and Wolf (2017).
 
     Args:
-        input_shape: The shape of one sample: (context,), the most tokens it can look back on.
+        input_shape: The shape of one sample, (context,): the most tokens in a sequence.
         outputs: Tokens in the vocabulary.
         layers: Transformer blocks.
         width: Features of a token; a multiple of ``heads``.
@@ -58,7 +58,14 @@ class GPT(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "samples context"]
     ) -> Float[Tensor, "samples context vocabulary"]:
-        """Return the logits of each next token."""
+        """Return the logits of each next token.
+
+        Args:
+            tokens: [samples, context], int64 in [0, vocabulary).
+
+        Returns:
+            Logits [samples, context, vocabulary].
+        """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         features = self.tokens(tokens) + self.positions(positions)
         logits: Tensor = self.head(self.norm(self.blocks(features)))
@@ -66,7 +73,7 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer perceptron, each added to what came in."""
+    """Attention, then a two-layer perceptron, each added to its input."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -80,13 +87,13 @@ class Block(nn.Module):
     def forward(
         self, features: Float[Tensor, "samples context width"]
     ) -> Float[Tensor, "samples context width"]:
-        """Return the features after the block."""
+        """Return the features after the block, [samples, context, width] as before it."""
         features = features + self.dropout(self.attention(self.attention_norm(features)))
         added: Tensor = self.dropout(self.mlp_out(self.mlp(self.mlp_norm(features))))
         return features + added
 
     def quieten(self, layers: int) -> None:
-        """Shrink what the block adds, so that a sum of ``layers`` blocks keeps its variance."""
+        """Shrink the block's last layers, so that a sum of ``layers`` blocks keeps its variance."""
         for last in (self.attention.out, self.mlp_out):
             nn.init.normal_(last.weight, std=0.02 / (2 * layers) ** 0.5)
 
@@ -103,7 +110,14 @@ class Attention(nn.Module):
     def forward(
         self, features: Float[Tensor, "samples context width"]
     ) -> Float[Tensor, "samples context width"]:
-        """Return what each token gathers from itself and those before it."""
+        """Return what each token gathers from itself and the tokens before.
+
+        Args:
+            features: [samples, context, width].
+
+        Returns:
+            [samples, context, width].
+        """
         projected = self.query_key_value(features)  # [samples, context, 3 * width]
         query, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         gathered = F.scaled_dot_product_attention(query, key, value, is_causal=True)

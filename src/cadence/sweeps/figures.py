@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from cadence.display.colours import FRONT, INK, KNEE, PALE, REST
 from cadence.sweeps.knee import Comparison
-from cadence.sweeps.pareto_front import Measure, PointResult, number
+from cadence.sweeps.pareto_front import Measure, PointResult, number, trials_of
 
 WIDTH, HEIGHT = 1200, 750
 """Pixels of the still picture."""
@@ -33,7 +33,7 @@ WIDE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What stands over a picture."""
+    """The text over a picture."""
 
     sentence: str
     held_fixed: str
@@ -130,10 +130,11 @@ class _Kind:
 
 
 def _kinds(comparison: Comparison) -> list[_Kind]:
-    marked = (comparison.knee, comparison.baseline)
-    rest = [result for result in comparison.results if result not in marked]
-    on_front = [result for result in rest if result in comparison.front]
-    beaten = [result for result in rest if result not in comparison.front]
+    marked = trials_of((comparison.knee, comparison.baseline))
+    of_front = trials_of(comparison.front)
+    rest = [result for result in comparison.results if result.trials not in marked]
+    on_front = [result for result in rest if result.trials in of_front]
+    beaten = [result for result in rest if result.trials not in of_front]
     baseline = [comparison.baseline] if comparison.baseline is not comparison.knee else []
     kinds = [
         _Kind("dominated by another point", beaten, "white", REST, PALE, 22),
@@ -145,7 +146,7 @@ def _kinds(comparison: Comparison) -> list[_Kind]:
 
 
 def _label(result: PointResult) -> str:
-    return "?" if result.step_size is None else str(result.step_size)
+    return "?" if result.steps is None else textwrap.shorten(result.steps, 16, placeholder="...")
 
 
 def _extremes(results: Sequence[PointResult]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -156,7 +157,7 @@ def _extremes(results: Sequence[PointResult]) -> tuple[tuple[float, float], tupl
 
 
 def _apart(extremes: tuple[float, float]) -> tuple[float, float]:
-    """Return the extremes, moved apart where they are one."""
+    """Return the extremes, moved apart where they are equal."""
     low, high = extremes
     room = 0.0 if low < high else 0.1 * abs(low) or 1.0
     return low - room, high + room
@@ -202,7 +203,7 @@ def _scale(axes: Axes, results: Sequence[PointResult]) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.margins(0.06, 0.09)
-    # Told before anything is drawn: from a first point alone matplotlib cannot make limits.
+    # Set before anything is drawn: from a first point alone matplotlib cannot make limits.
     axes.update_datalim(list(zip(_apart(speeds), _apart(losses), strict=True)))
     axes.set_xlabel(THROUGHPUT, size=12)
     axes.set_ylabel(VAL_LOSS, size=12)

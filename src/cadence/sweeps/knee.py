@@ -1,14 +1,14 @@
-"""Which point of a sweep is worth choosing, said in one sentence, and whether it can be trusted."""
+"""Which point of a sweep is worth choosing, in one sentence, and whether to trust the answer."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cadence.plan.window import DEFAULT_STEP_SIZE
-from cadence.sweeps.pareto_front import FEWEST_WINDOWS, Measure, PointResult, front
+from cadence.sweeps.pareto_front import FEWEST_WINDOWS, Measure, PointResult, front, several
 
 ROUNDING = 1e-9
-"""A distance from the chord that is none."""
+"""A distance from the chord that counts as zero."""
 
 LEARNING_CURVE = 0.2
 """Loss falls with about this power of the samples (0.07 to 0.35 in Hestness et al. 2017, "Deep
@@ -36,13 +36,13 @@ DEFINITION_AT_EQUAL_TIME = (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The points of a sweep, held against each other."""
+    """The points of a sweep compared: their Pareto front, the baseline and the knee."""
 
     results: Sequence[PointResult]
     front: Sequence[PointResult]
     """The Pareto front, from the slowest on."""
     baseline: PointResult
-    """The lowest loss at step_size 1; where that was not run at the default, else the smallest."""
+    """The lowest loss at step_size 1; where 1 was not run at the default, else the smallest."""
     knee: PointResult
     """The point worth choosing, see `definition`; the baseline where nothing beats it."""
     equal_time: bool = False
@@ -97,11 +97,11 @@ def knee(front: Sequence[PointResult]) -> PointResult:
 
 
 def gain(point: PointResult, baseline: PointResult) -> float:
-    """Return how far a point beats another: above 1 it does, at 1 they are worth the same.
+    """Return how far a point beats another: above 1 the point wins, at 1 both are worth the same.
 
-    It is what the point's throughput can make up for in equal time (see `LEARNING_CURVE`) over
-    what its loss is multiplied by. What cannot be told apart counts as equal. Where a loss is at
-    or below 0 there is no ratio: the lower loss has an infinite gain, the higher one none.
+    The gain is what the point's throughput can make up for in equal time (see `LEARNING_CURVE`)
+    over what its loss is multiplied by. What cannot be told apart counts as equal. Where a loss is
+    at or below 0 there is no ratio: the lower loss has an infinite gain, the higher one none.
     """
     worth = 1.0
     if point.throughput.apart(baseline.throughput):
@@ -144,17 +144,17 @@ def versus(point: PointResult, baseline: PointResult) -> str:
 
 
 def warnings_of_noise(results: Sequence[PointResult]) -> list[str]:
-    """Warn of throughputs that are none, and of two best points that cannot be told apart.
+    """Warn of throughputs of too few windows, and of two best points that cannot be told apart.
 
-    Each step_size stands for itself with its best point, since other keys, such as the learning
-    rate, may leave throughput alone.
+    Each step_size takes part with its best point, since other keys, such as the learning rate, may
+    not change throughput.
     """
     warnings = []
     untimed = [result.name for result in results if not result.throughput.is_measured]
     if untimed:
         warnings.append(
-            f"{'; '.join(untimed)}: fewer than {FEWEST_WINDOWS} windows, of which the first are "
-            "slow, tell no throughput, so it counts for nothing here; train on more samples "
+            f"{several(untimed, '; ')}: fewer than {FEWEST_WINDOWS} windows, of which the first "
+            "are slow, tell no throughput, so it counts for nothing here; train on more samples "
             "(trainer.max_samples, trainer.max_epochs or trainer.max_seconds)"
         )
     fastest = _bests(results, lambda result: -result.throughput.value)[:2]
@@ -175,7 +175,7 @@ def warnings_of_noise(results: Sequence[PointResult]) -> list[str]:
 
 
 def best_by_step_size(results: Sequence[PointResult]) -> list[PointResult]:
-    """Return the point of lowest loss for each step_size, ascending; those without one last."""
+    """Return the point of lowest loss for each step_size, ascending; schedules last."""
     bests = _bests(results, lambda result: result.val_loss.value)
     return sorted(bests, key=lambda result: result.step_size or math.inf)
 
@@ -264,7 +264,7 @@ def _is_blurred(one: Measure, other: Measure) -> bool:
 def _bests(
     results: Sequence[PointResult], cost: Callable[[PointResult], float]
 ) -> list[PointResult]:
-    bests: dict[int | None, PointResult] = {}
+    bests: dict[str | None, PointResult] = {}
     for result in sorted(results, key=cost):
-        bests.setdefault(result.step_size, result)
+        bests.setdefault(result.steps, result)
     return list(bests.values())

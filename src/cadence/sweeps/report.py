@@ -1,7 +1,7 @@
 """A sweep's report: the answer in one sentence, its tables and pictures, every trial as CSV."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
@@ -20,7 +20,14 @@ from cadence.sweeps.knee import (
     versus,
     warnings_of_noise,
 )
-from cadence.sweeps.pareto_front import STEP_SIZE, PointResult, number, results
+from cadence.sweeps.pareto_front import (
+    STEP_SIZE,
+    PointResult,
+    number,
+    results,
+    several,
+    trials_of,
+)
 from cadence.sweeps.prediction import PREDICTED, Prediction, predictions, where_they_part
 from cadence.sweeps.trials import Trials, load, read
 from cadence.system.atomic_write import write_atomically
@@ -38,49 +45,50 @@ SPREAD = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a sweep came to, for the console; the files hold the same and more."""
+    """The result of a sweep, for the console; the files hold the same and more."""
 
     sentence: str
     """The answer."""
     table: Table
-    """A row for each step_size; none where no trial finished."""
+    """A row for each step_size; without rows where no trial finished."""
     warnings: tuple[str, ...]
-    """Why the answer may not hold; empty = no reason is known."""
+    """Why the answer may not hold; empty where no reason is known."""
     files: tuple[Path, ...]
-    """What was written; no pictures where no trial finished."""
+    """The files that were written; no pictures where no trial finished."""
 
 
 def write_report(study: optuna.Study, folder: Path) -> Report:
-    """Write report.md, pareto.png, pareto.html and trials.csv, each whole or not at all.
+    """Write report.md, pareto.png, pareto.html and trials.csv, each by an atomic write.
 
     Args:
-        study: A sweep's study, of any storage, whether it has ended or not. Trials and the study
-            may lack any attribute.
-        folder: Where to write; made if it is not there.
+        study: A sweep's study, of any storage, ended or not. Trials and the study may lack any
+            attribute.
+        folder: Where to write; made where it is not there.
 
     Raises:
-        ValueError: The study asks something else than a low loss and a high throughput.
+        ValueError: The study searches for something else than a low loss and a high throughput.
     """
-    ledger = read(study)
-    found = results(ledger)
-    equal_time = ledger.equal_seconds() is not None
+    sweep = read(study)
+    found = results(sweep)
+    equal_time = sweep.equal_seconds() is not None
     comparison = compare(found, equal_time=equal_time) if found else None
-    said = sentence(comparison) if comparison else _without_result(ledger)
+    said = sentence(comparison) if comparison else _without_result(sweep)
     table = table_by_step_size(comparison) if comparison else Table((), ())
     warnings = [
-        *_warnings_of_samples(ledger),
+        *_warnings_of_the_grid(sweep),
+        *_warnings_of_samples(sweep),
         *_warnings_of_epochs(found),
         *warnings_of_noise(found),
     ]
 
     contents: dict[str, bytes] = {}
-    blocks = _blocks(ledger, comparison, said, table, warnings)
+    blocks = _blocks(sweep, comparison, said, table, warnings)
     contents["report.md"] = ("\n\n".join(blocks) + "\n").encode()
     if comparison:
-        caption = Caption(said, _held_fixed(ledger))
+        caption = Caption(said, _held_fixed(sweep))
         contents["pareto.png"] = png(comparison, caption)
         contents["pareto.html"] = page(comparison, caption).encode()
-    contents["trials.csv"] = ledger.csv().encode()
+    contents["trials.csv"] = sweep.csv().encode()
 
     folder.mkdir(parents=True, exist_ok=True)
     files = tuple(_written(folder / name, content) for name, content in contents.items())
@@ -90,13 +98,14 @@ def write_report(study: optuna.Study, folder: Path) -> Report:
 def table_by_step_size(comparison: Comparison) -> Table:
     """Return a row for each step_size: its point of lowest loss, with its other searched keys."""
     others = sorted({key for result in comparison.results for key in result.others})
-    foretold = {each.result.trials: each for each in predictions(comparison.results)}
+    predicted = {each.result.trials: each for each in predictions(comparison.results)}
+    on_front = trials_of(comparison.front)
     columns = (
         "step_size\n(mini-batches\nper update)",
         *others,
         "val loss",
         "throughput\n(samples/s)",
-        *(["predicted\n(samples/s)"] if foretold else []),
+        *(["predicted\n(samples/s)"] if predicted else []),
         "updates",
         "effective\nbatch (items\nper update)",
         "peak\nmemory\n(MiB)",
@@ -106,17 +115,17 @@ def table_by_step_size(comparison: Comparison) -> Table:
     )
     rows = (
         (
-            number(result.step_size),
+            result.schedule or number(result.step_size),
             *(result.others.get(key, "-") for key in others),
             str(result.val_loss),
             str(result.throughput),
-            *([_foretold(foretold.get(result.trials))] if foretold else []),
+            *([_predicted(predicted.get(result.trials))] if predicted else []),
             number(result.updates),
             number(result.effective_batch),
             number(result.peak_memory_mib),
             number(result.seconds),
             _listed(result.trials),
-            _place(result, comparison),
+            _place(result, comparison.knee, on_front),
         )
         for result in best_by_step_size(comparison.results)
     )
@@ -140,23 +149,33 @@ def table_of_front(comparison: Comparison) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _without_result(ledger: Trials) -> str:
-    failures = ledger.failures()
+def _without_result(sweep: Trials) -> str:
+    failures = sweep.failures()
     if not failures:
         return "no trial has finished yet"
     reason = shorten(failures[0].reason, 200)
     return f"no trial finished: {len(failures)} failed, the first with: {reason}"
 
 
-def _held_fixed(ledger: Trials) -> str:
-    conditions = ledger.conditions()
+def _held_fixed(sweep: Trials) -> str:
+    conditions = sweep.conditions()
     named = [f"{key} {conditions[key]}" for key in IN_THE_PICTURE if key in conditions]
     return "; ".join(named) or "not recorded"
 
 
-def _warnings_of_samples(ledger: Trials) -> list[str]:
-    samples = ledger.samples()
-    if len(samples) < 2 or ledger.equal_seconds() is not None:
+def _warnings_of_the_grid(sweep: Trials) -> Iterator[str]:
+    """Warn of an answer that part of the grid gave."""
+    ended = sum(trial.state.is_finished() for trial in sweep.trials)
+    if sweep.grid is not None and ended < sweep.grid:
+        yield (
+            f"{ended:,} of the {sweep.grid:,} trials of the grid were run, so the answer is that "
+            f"of a part of it; hydra.sweeper.n_trials={sweep.grid} runs all"
+        )
+
+
+def _warnings_of_samples(sweep: Trials) -> list[str]:
+    samples = sweep.samples()
+    if len(samples) < 2 or sweep.equal_seconds() is not None:
         return []
     return [
         f"the trials saw different numbers of samples, from {samples[0]:,} to {samples[-1]:,}, so "
@@ -175,43 +194,43 @@ def _warnings_of_epochs(found: Sequence[PointResult]) -> Iterator[str]:
         if len(sizes) > 1:
             where = "".join(f", {key} {value}" for key, value in others)
             yield (
-                f"step_size {', '.join(sizes)}{where} are the same training: a window ends with "
+                f"step_size {several(sizes)}{where} are the same training: a window ends with "
                 f"its epoch, and these hold a whole one ({number(items)} items); search below"
             )
 
 
 def _blocks(
-    ledger: Trials,
+    sweep: Trials,
     comparison: Comparison | None,
     said: str,
     table: Table,
     warnings: Sequence[str],
 ) -> Iterator[str]:
     """Yield the report's paragraphs, as Markdown."""
-    yield f"# Sweep {plain(ledger.name)}"
+    yield f"# Sweep {plain(sweep.name)}"
     yield f"**{plain(said)}**"
     yield from (f"> Warning: {plain(warning)}" for warning in warnings)
     if comparison:
         yield (
             "step_size is the number of mini-batches per update. To train with this answer, give "
-            f"`{_overrides(comparison.knee, ledger)}` and whatever else the sweep was given."
+            f"`{_overrides(comparison.knee, sweep)}` and whatever else the sweep was given."
         )
         yield "![throughput against validation loss](pareto.png)"
-    yield _counts(ledger, has_picture=comparison is not None)
+    yield _counts(sweep, has_picture=comparison is not None)
     if comparison:
         yield "## By step_size"
         if any(result.others for result in comparison.results):
             yield "Each row is the point of lowest loss at its step_size."
         yield markdown(table)
         yield SPREAD
-        if foretold := predictions(comparison.results):
-            yield f"{PREDICTED} {plain(where_they_part(foretold))}"
+        if predicted := predictions(comparison.results):
+            yield f"{PREDICTED} {plain(where_they_part(predicted))}"
         yield "## Pareto front"
         yield "The points that no other one beats in both, from the slowest on."
         yield markdown(table_of_front(comparison))
         yield f"The baseline is {plain(comparison.baseline.name)}. {comparison.definition}"
-    yield from _question(ledger)
-    if failures := ledger.failures():
+    yield from _definition(sweep)
+    if failures := sweep.failures():
         yield "## Failed trials"
         rows = (
             (str(failure.trial), failure.point, shorten(failure.reason, 200))
@@ -220,50 +239,53 @@ def _blocks(
         yield markdown(Table(("trial", "point", "reason"), tuple(rows)))
 
 
-def _question(ledger: Trials) -> Iterator[str]:
+def _definition(sweep: Trials) -> Iterator[str]:
     yield "## Held fixed"
-    conditions = ledger.conditions()
+    conditions = sweep.conditions()
     if conditions:
         yield markdown(Table(("condition", "value"), tuple(conditions.items())))
-    if ledger.fixed:
+    if sweep.fixed:
         yield (
-            f"The study keeps all {len(ledger.fixed)} fixed keys, each trial's folder its whole "
+            f"The study keeps all {len(sweep.fixed)} fixed keys, each trial's folder its whole "
             "config in `.hydra/config.yaml`."
         )
     else:
         yield "The study does not tell what else was held fixed."
-    if ledger.space:
+    if by_option := sweep.conditions_by_option():
+        yield "## By option"
+        yield markdown(Table(("option", "condition", "value"), tuple(by_option)))
+    if sweep.space:
         yield "## Search space"
-        yield markdown(Table(("key", "values"), tuple(ledger.space.items())))
+        yield markdown(Table(("key", "values"), tuple(sweep.space.items())))
 
 
-def _counts(ledger: Trials, *, has_picture: bool) -> str:
+def _counts(sweep: Trials, *, has_picture: bool) -> str:
     counts = {
-        "compared": len(ledger.compared()),
-        "failed": len(ledger.failures()),
-        "running or waiting": ledger.open(),
+        "compared": len(sweep.compared()),
+        "failed": len(sweep.failures()),
+        "running or waiting": sweep.open(),
     }
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     links = "[every trial](trials.csv)"
     if has_picture:
         links = f"[the picture to point at](pareto.html), {links}"
-    run = f" MLflow run of the sweep: `{ledger.parent_run}`." if ledger.parent_run else ""
+    run = f" MLflow run of the sweep: `{sweep.parent_run}`." if sweep.parent_run else ""
     return f"Trials: {said or 'none yet'}; {links}.{run}"
 
 
-def _place(result: PointResult, comparison: Comparison) -> str:
-    if result is comparison.knee:
+def _place(result: PointResult, knee: PointResult, on_front: Collection[tuple[int, ...]]) -> str:
+    if result is knee:
         return "knee"
-    return "yes" if result in comparison.front else "no"
+    return "yes" if result.trials in on_front else "no"
 
 
-def _foretold(prediction: Prediction | None) -> str:
+def _predicted(prediction: Prediction | None) -> str:
     return "-" if prediction is None else number(round(prediction.samples_per_second))
 
 
-def _overrides(result: PointResult, ledger: Trials) -> str:
-    given: dict[str, Any] = {} if result.step_size is None else {STEP_SIZE: result.step_size}
-    given |= {**result.params, **ledger.choices()}
+def _overrides(result: PointResult, sweep: Trials) -> str:
+    given: dict[str, Any] = {} if result.steps is None else {STEP_SIZE: result.steps}
+    given |= {**result.params, **sweep.choices(result.params)}
     return join(f"{key}={value}" for key, value in given.items())
 
 

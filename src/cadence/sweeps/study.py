@@ -1,92 +1,45 @@
-"""A sweep as a value: its question, what is finished, what is left, and what to ask next.
+"""A sweep's study: opened or made, its trials by state, and what a dead sweep left behind.
 
 Everything is in the Optuna study, so a sweep that died goes on from its database alone. This module
 knows Optuna, and neither Hydra nor MLflow.
 """
 
-import itertools
-import json
 import logging
-import math
 import uuid
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler
+from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._cached_storage import _CachedStorage
-from optuna.storages._rdb.models import TrialUserAttributeModel
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import text
+from optuna.trial import FrozenTrial, TrialState
 
-from cadence.config.changes import changes
-from cadence.sweeps.trials import OBJECTIVES
-
-Point: TypeAlias = dict[str, Any]
-"""A value for each searched key."""
-
-COUNTABLE = 10_000
-"""Points up to which a space is counted, so that a sweep can tell when all are done."""
+from cadence.sweeps.definition import STORED, SearchDefinition, differences
+from cadence.sweeps.trials import ABANDONED, OBJECTIVES, is_abandoned
 
 LOCKED_SECONDS = 60.0
 """How long a study waits for another process to unlock its SQLite file; by itself it would be 5."""
 
 DEATHS = 5
-"""Deaths of its process in a row, without getting on, at which a point has failed."""
+"""Deaths of its process in a row, without a new checkpoint, at which a point has failed."""
 
 SUSPECTED = 2
-"""Such deaths from which a point is asked alone: no other trial of its batch is to die with it."""
-
-TRIES = 100
-"""Proposals of the sampler that are looked at for a point that is new."""
+"""Such deaths from which a point runs without others: none of its batch is to die with it."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a sweep asks; a study answers one question only."""
-
-    space: Mapping[str, BaseDistribution]
-    """The searched keys and where they may lie."""
-    directions: Sequence[str]
-    """``minimize`` or ``maximize`` for each objective, in their order."""
-    fixed: Mapping[str, Any]
-    """Every other key of the config that all trials share."""
-
-    def stated(self) -> dict[str, Any]:
-        """Return the question as plain JSON values, as a study keeps it."""
-        return {
-            "space": {name: str(distribution) for name, distribution in self.space.items()},
-            "directions": list(self.directions),
-            "fixed": json.loads(json.dumps(dict(self.fixed), default=str)),
-        }
-
-
 def open_storage(storage: BaseStorage | str | None) -> BaseStorage:
-    """Return where a study is kept.
+    """Return the storage of a study.
 
     A SQLite file that another process has locked is waited for; a connection that a server closed
     meanwhile is made anew.
 
     Args:
-        storage: A URL, or a storage as it is; None = memory.
+        storage: A URL, or a storage as it is; None means memory.
     """
     if isinstance(storage, str):
         waiting = {"connect_args": {"timeout": LOCKED_SECONDS}}
@@ -98,43 +51,46 @@ def open_storage(storage: BaseStorage | str | None) -> BaseStorage:
 def open_study(
     storage: BaseStorage,
     name: str,
-    question: Question,
-    may_be_told: Callable[[FrozenTrial], bool] = lambda trial: False,
+    definition: SearchDefinition,
+    may_have_result: Callable[[FrozenTrial], bool] = lambda trial: False,
 ) -> optuna.Study:
-    """Return the study of a question, made or found.
+    """Return the study of a search definition, made or found.
 
-    One that has nothing to show yet takes another question, and drops what it had asked.
+    A study without any result takes another definition, and drops its open trials.
 
     Args:
-        storage: Where it is kept.
-        name: Its name.
-        question: What it is to ask.
-        may_be_told: Whether a trial that a dead sweep left running may still come to something.
+        storage: Where the study is kept.
+        name: The study's name.
+        definition: What the study is to search.
+        may_have_result: Whether a trial that a dead sweep left running may still have a result.
 
     Raises:
-        ValueError: There is a study of this name that asks something else, and a trial of it has
-            ended or may yet be told.
+        ValueError: A study of this name has another search definition, and a trial of it has ended
+            or may still have a result.
     """
-    stated = question.stated()
-    if name in optuna.get_all_study_names(storage):
-        study = optuna.load_study(study_name=name, storage=storage)
-        if "question" not in study.user_attrs:  # it died between its making and this
-            study.set_user_attr("question", stated)
-        differences = "; ".join(_differences(study.user_attrs["question"], stated))
-        if differences and (finished(study) or any(map(may_be_told, running(study)))):
-            raise ValueError(
-                f"study {name}: it asks another question ({differences}); give the same "
-                "one to go on, or another hydra.sweeper.study_name= to begin anew"
-            )
-        if differences:
-            log.warning("study %s: it asks another question now (%s)", name, differences)
-            _drop_open_trials(study)
-            study.set_user_attr("question", stated)
+    sampler = RandomSampler(seed=0)  # every point is chosen before it is enqueued
+    stored = definition.as_json()
+    if name not in optuna.get_all_study_names(storage):
+        directions = [StudyDirection[direction.upper()] for direction in definition.directions]
+        study = optuna.create_study(
+            study_name=name, storage=storage, sampler=sampler, directions=directions
+        )
+        study.set_user_attr(STORED, stored)
         _name_objectives(study)
         return study
-    directions = [StudyDirection[direction.upper()] for direction in question.directions]
-    study = optuna.create_study(study_name=name, storage=storage, directions=directions)
-    study.set_user_attr("question", stated)
+    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+    was = study.user_attrs.get(STORED, stored)  # absent where the process died before storing it
+    changed = "; ".join(differences(was, stored))
+    if changed and (finished(study) or any(map(may_have_result, running(study)))):
+        raise ValueError(
+            f"study {name}: its search definition has changed ({changed}); give the same one to "
+            "go on, or another hydra.sweeper.study_name= to begin anew"
+        )
+    if changed:
+        log.warning("study %s: it has another search definition now (%s)", name, changed)
+        _drop_open_trials(study, storage)
+    if was != stored or STORED not in study.user_attrs:
+        study.set_user_attr(STORED, stored)
     _name_objectives(study)
     return study
 
@@ -146,51 +102,54 @@ def study_id(study: optuna.Study) -> str:
     return str(study.user_attrs["id"])
 
 
-def _drop_open_trials(study: optuna.Study) -> None:
-    for trial in study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)):
-        note(study, trial, {"abandoned": True})
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-
-
-def _name_objectives(study: optuna.Study) -> None:
-    """Let optuna-dashboard call the objectives by their names."""
-    if study.metric_names is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(list(OBJECTIVES))
-
-
 def running(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that are begun and not told, in their order."""
+    """Return the trials that are begun and not ended, in order."""
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def note(study: optuna.Study, trial: FrozenTrial, news: Mapping[str, Any]) -> None:
-    """Keep user attributes with a trial that is not told yet, though another process began it."""
-    for name, value in news.items():
-        study._storage.set_trial_user_attr(trial._trial_id, name, value)
+def waiting(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that are enqueued and not begun, in order."""
+    return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that ended by themselves, completed or failed, in order."""
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    return [trial for trial in ended if not is_abandoned(trial)]
+
+
+def set_user_attrs(
+    study: optuna.Study, storage: BaseStorage, trial: FrozenTrial, attributes: Mapping[str, Any]
+) -> None:
+    """Set user attributes of a trial that has not ended, also where another process began it."""
+    trial_id = _trial_id(study, storage, trial)
+    for name, value in attributes.items():
+        storage.set_trial_user_attr(trial_id, name, value)
 
 
 def close_abandoned(
     study: optuna.Study,
+    storage: BaseStorage,
     result: Callable[[FrozenTrial], tuple[float, float] | None],
     deaths: Callable[[FrozenTrial], int],
     *,
     spared: Collection[int] = (),
 ) -> list[tuple[FrozenTrial, str | None]]:
-    """Close the trials that a dead sweep left running, and ask their points again.
+    """Close the trials that a dead sweep left running, and enqueue their points again.
 
     Args:
         study: The study; no other process may be running it.
-        result: A trial's values if its training came to its end before the sweep died, which only
-            remains to be told; None = it did not.
-        deaths: How many times in a row the process died at a trial's point and got nowhere, this
-            time included. At `DEATHS` the trial has failed, and its point is not asked again.
+        storage: Where the study is kept.
+        result: A trial's values where its training came to its end before the sweep died, else
+            None.
+        deaths: How many times in a row the process died at a trial's point without a new
+            checkpoint, this time included. At `DEATHS` the trial has failed, and its point is not
+            enqueued again.
         spared: Numbers of trials that stay as they are.
 
     Returns:
-        The trials that were closed, and why they failed; None = not for a reason of their own: they
-        have the user attribute ``abandoned``. Each is FAIL.
+        The trials that were closed, each FAIL, and why they failed; None means no reason of their
+        own: they have the user attribute ``abandoned``.
     """
     closed: list[tuple[FrozenTrial, str | None]] = []
     for trial in running(study):
@@ -203,45 +162,17 @@ def close_abandoned(
         died = deaths(trial)
         if died >= DEATHS:
             reason = f"its process died {died} times at this point"
-            note(study, trial, {"reason": reason})
+            set_user_attrs(study, storage, trial, {"reason": reason})
             study.tell(trial.number, state=TrialState.FAIL)
             closed.append((trial, reason))
             continue
-        note(study, trial, {"abandoned": True})
+        set_user_attrs(study, storage, trial, {ABANDONED: True})
         study.tell(trial.number, state=TrialState.FAIL)
         point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-        if point:  # one that died before it had a point has nothing to ask again
-            study.enqueue_trial(point, user_attrs=_carried(trial) | {"deaths": died})
+        if point:  # a trial that died before it had a point has none to enqueue again
+            study.enqueue_trial(point, user_attrs=_inherited(trial) | {"deaths": died})
         closed.append((trial, None))
     return closed
-
-
-def keep(trial: Trial, attributes: Mapping[str, Any]) -> None:
-    """Keep user attributes with a running trial, in a database all at once.
-
-    Optuna waits for the disk with each of them, and a run's summary has twenty.
-    """
-    database = _database(trial.storage)
-    if database is None:
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
-        return
-    with _create_scoped_session(database.scoped_session) as session:
-        for name, value in attributes.items():
-            database._set_trial_attr_without_commit(
-                session, TrialUserAttributeModel, trial._trial_id, name, value
-            )
-
-
-def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that ended by themselves, completed or failed, in their order."""
-    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-    return [trial for trial in ended if not trial.user_attrs.get("abandoned")]
-
-
-def waiting(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that are asked and not begun, in their order."""
-    return study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
 
 def batch_size(study: optuna.Study, most: int) -> int:
@@ -250,49 +181,8 @@ def batch_size(study: optuna.Study, most: int) -> int:
     return 1 if max(deaths, default=0) >= SUSPECTED else most
 
 
-def next_points(
-    study: optuna.Study,
-    space: Mapping[str, BaseDistribution],
-    sampler: Callable[[int], BaseSampler] | None,
-    *,
-    count: int,
-    repeats: int = 1,
-) -> list[tuple[Point, int]]:
-    """Return the points to ask next, each with its replicate's number from 0.
-
-    A point that is finished, begun or asked ``repeats`` times is not among them. What is returned
-    depends on the study alone, so a sweep that was killed goes on as if it had not been.
-
-    Args:
-        study: The trials so far.
-        space: The searched keys and where they may lie.
-        sampler: ``seed -> sampler``, whose every point is repeated before the next; None = the
-            space's own order, which must be countable, one whole round after another.
-        count: Points wanted, at least 1.
-        repeats: Trials of each point, at least 1.
-
-    Returns:
-        At most ``count`` points; fewer when the space has no more.
-    """
-    past = [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
-    asked = [_point(trial, space) for trial in past]
-    chosen: list[tuple[Point, int]] = []
-    for number in range(count):
-        done = asked + [point for point, _ in chosen]
-        repeated = _unrepeated(done, repeats)
-        seeded = sampler and sampler(len(past) + number)
-        if seeded is None:  # in rounds, so that a slow quarter of an hour hits no point alone
-            point = _new_point(study, space, None, done) or repeated
-        else:
-            point = repeated or _new_point(study, space, seeded, done)
-        if point is None:
-            return chosen
-        chosen.append((point, done.count(point)))
-    return chosen
-
-
 def too_many_failed(study: optuna.Study, share: float, total: int) -> list[str]:
-    """Return the reasons of a sweep's failed trials if they are too many; else nothing.
+    """Return the reasons of a sweep's failed trials if there are too many; else nothing.
 
     Args:
         study: The trials so far.
@@ -305,183 +195,27 @@ def too_many_failed(study: optuna.Study, share: float, total: int) -> list[str]:
     return [f"trial {trial.number}: {trial.user_attrs.get('reason', '?')}" for trial in failed]
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a sweep's folder: it would take the first one's trials for dead.
-
-    Args:
-        folder: The sweep's folder; it is made.
-
-    Raises:
-        ValueError: Another process is at work there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise _in_use(str(folder)) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _trial_id(study: optuna.Study, storage: BaseStorage, trial: FrozenTrial) -> int:
+    study_number = storage.get_study_id_from_name(study.study_name)
+    return storage.get_trial_id_from_study_id_trial_number(study_number, trial.number)
 
 
-@contextmanager
-def alone_with_study(storage: BaseStorage, name: str) -> Iterator[None]:
-    """Keep other hosts, whose folders are their own, out of a study in PostgreSQL.
-
-    Other storages are not locked: the folder's lock is all that guards them.
-
-    Raises:
-        ValueError: Another process is at work on it.
-    """
-    database = _database(storage)
-    if database is None or database.engine.dialect.name != "postgresql":
-        yield
-        return
-    with database.engine.connect() as connection:
-        # A transaction would stay open for as long as the sweep runs.
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        # The server releases the lock when the connection ends, however its process does.
-        lock = text("select pg_try_advisory_lock(hashtext(:study))")
-        if not connection.execute(lock, {"study": f"cadence {name}"}).scalar():
-            raise _in_use(f"study {name}")
-        yield
+def _drop_open_trials(study: optuna.Study, storage: BaseStorage) -> None:
+    for trial in [*running(study), *waiting(study)]:
+        set_user_attrs(study, storage, trial, {ABANDONED: True})
+        storage.set_trial_state_values(_trial_id(study, storage, trial), TrialState.FAIL)
 
 
-def _database(storage: BaseStorage) -> RDBStorage | None:
-    """Return the database behind a storage; None = it is none."""
-    backend = storage._backend if isinstance(storage, _CachedStorage) else storage
-    return backend if isinstance(backend, RDBStorage) else None
+def _name_objectives(study: optuna.Study) -> None:
+    """Let optuna-dashboard call the objectives by their names."""
+    if study.metric_names is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(OBJECTIVES))
 
 
-def _in_use(what: str) -> ValueError:
-    return ValueError(
-        f"{what}: another process is running this sweep; wait for it, or choose another "
-        "hydra.sweeper.study_name="
-    )
-
-
-def left(
-    study: optuna.Study, space: Mapping[str, BaseDistribution], repeats: int = 1
-) -> int | None:
-    """Return how many trials a space's points lack until each has finished ``repeats`` times.
-
-    None = the points are too many to count.
-    """
-    every = points(space)
-    if every is None:
-        return None
-    ended = Counter(_key(_point(trial, space)) for trial in finished(study))
-    return sum(max(0, repeats - ended[_key(point)]) for point in every)
-
-
-def check_grid(space: Mapping[str, BaseDistribution]) -> None:
-    """Refuse a space that cannot be gone through in order.
-
-    Raises:
-        ValueError: A key has no end of values, or there are too many points; the message says so.
-    """
-    sizes = {name: _size(distribution) for name, distribution in space.items()}
-    endless = [name for name, size in sizes.items() if size is None]
-    if endless:
-        raise ValueError(
-            f"{', '.join(endless)} has no end of values; give choice() or range(), or choose tpe, "
-            "random or gp"
-        )
-    count = math.prod(size for size in sizes.values() if size is not None)
-    if count > COUNTABLE:
-        raise ValueError(
-            f"the search space has {count:,} points, a grid at most {COUNTABLE:,}; search fewer, "
-            "or choose tpe, random or gp"
-        )
-
-
-def points(space: Mapping[str, BaseDistribution]) -> list[Point] | None:
-    """Return every point of a space once, in its order; None = there are too many to count."""
-    sizes = [_size(distribution) for distribution in space.values()]
-    known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes) or math.prod(known) > COUNTABLE:
-        return None
-    axes = [_values(distribution) for distribution in space.values()]
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
-
-
-def _key(point: Point) -> tuple[Any, ...]:
-    return tuple(point.values())
-
-
-def _size(distribution: BaseDistribution) -> int | None:
-    """Return how many values there are; None = no end of them."""
-    if isinstance(distribution, CategoricalDistribution | IntDistribution):
-        return len(_values(distribution))
-    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        return round((distribution.high - distribution.low) / distribution.step) + 1
-    return None
-
-
-def _values(distribution: BaseDistribution) -> Sequence[Any]:
-    """Return the values of what has a size."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(dict.fromkeys(distribution.choices))
-    if isinstance(distribution, IntDistribution):
-        return range(distribution.low, distribution.high + 1, distribution.step)
-    assert isinstance(distribution, FloatDistribution)
-    assert distribution.step is not None
-    low, high, step = distribution.low, distribution.high, distribution.step
-    size = _size(distribution) or 0
-    return [min(low + index * step, high) for index in range(size)]  # rounding may pass the end
-
-
-def _new_point(
-    study: optuna.Study,
-    space: Mapping[str, BaseDistribution],
-    sampler: BaseSampler | None,
-    done: Sequence[Point],
-) -> Point | None:
-    every = points(space)
-    new = None if every is None else [point for point in every if point not in done]
-    if new is not None and not new:
-        return None
-    if sampler is None:
-        assert new is not None  # see `check_grid`
-        return new[0]
-    # The sampler proposes on a copy, where a proposal that is not wanted leaves no trace.
-    copy = optuna.create_study(directions=study.directions, sampler=sampler)
-    copy.add_trials([trial for trial in study.get_trials() if trial.state.is_finished()])
-    for _ in range(TRIES):
-        trial = copy.ask(dict(space))
-        if trial.params not in done:
-            return trial.params
-    return None if new is None else new[len(done) % len(new)]
-
-
-def _unrepeated(done: Sequence[Point], repeats: int) -> Point | None:
-    """Return the point with the fewest trials; None = each has its repeats."""
-    fewest = min(done, key=done.count, default=None)
-    return fewest if fewest is not None and done.count(fewest) < repeats else None
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    return not trial.user_attrs.get("abandoned")
-
-
-def _point(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Point:
-    asked = trial.system_attrs.get("fixed_params", {})
-    values = {**asked, **trial.params}
-    return {name: values[name] for name in space if name in values}
-
-
-def _carried(trial: FrozenTrial) -> dict[str, Any]:
-    """Return what a point that is asked again keeps: its replicate, and the folders it was in."""
+def _inherited(trial: FrozenTrial) -> dict[str, Any]:
+    """Return what a point that is enqueued again keeps: its replicate, and its earlier folders."""
     kept = {name: trial.user_attrs[name] for name in ("replicate",) if name in trial.user_attrs}
     folders = [trial.user_attrs[name] for name in ("folder",) if name in trial.user_attrs]
     return kept | {"earlier_folders": folders + trial.user_attrs.get("earlier_folders", [])}
-
-
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    if was["directions"] != now["directions"]:
-        yield f"directions: was {was['directions']}, now {now['directions']}"
-    for part in ("space", "fixed"):
-        yield from changes(was[part], now[part])

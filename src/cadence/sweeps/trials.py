@@ -1,11 +1,12 @@
-"""A sweep's study as plain values: what was asked, what each trial came to, and why some failed."""
+"""A sweep's study as plain values: what was searched, each trial's result, and why some failed."""
 
 import csv
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+
+from cadence.sweeps.definition import STORED, Options
 
 OBJECTIVES = {
     "val_loss": StudyDirection.MINIMIZE,
@@ -42,28 +45,59 @@ CONDITIONS = (
 CHOSEN = ("scaling", "schedule")
 """The groups that a sweep's file chooses for its trials, whatever a plain run has."""
 
+ENDS = ("trainer.max_samples", "trainer.max_epochs")
+"""The keys that end a trial, but for its wall time."""
+
+ABANDONED = "abandoned"
+"""The user attribute of a trial that a dead sweep left behind; its point was enqueued again."""
+
+SUMMARY = "summary"
+"""The user attribute with the summary of a trial's run; before, each key of it had its own."""
+
+GRID = "grid"
+"""The user attribute of a study with the trials of its whole grid, repeats included."""
+
+OVERRIDES = "overrides"
+"""The user attribute with the overrides that all trials share; before, each had its own."""
+
+
+def is_abandoned(trial: FrozenTrial) -> bool:
+    """Return whether a dead sweep left a trial behind, whose point was enqueued again."""
+    return bool(trial.user_attrs.get(ABANDONED))
+
+
+def attributes(trial: FrozenTrial) -> dict[str, Any]:
+    """Return a trial's user attributes with each key of its summary and overrides by itself."""
+    own = trial.user_attrs
+    rest = {name: value for name, value in own.items() if name not in (SUMMARY, OVERRIDES)}
+    return {**own.get(OVERRIDES, {}), **rest, **own.get(SUMMARY, {})}
+
 
 class FailedTrial(NamedTuple):
-    """A trial that came to nothing comparable."""
+    """A trial without a result to compare."""
 
     trial: int
     point: str
-    """Its values of the searched keys; a dash where it failed before it had any."""
+    """The values of the searched keys; a dash where the trial failed before it had any."""
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """A sweep so far. Trials that a dead sweep left behind were asked again: they are left out."""
+    """A sweep so far, without the trials that a dead sweep left behind."""
 
     name: str
     space: Mapping[str, str]
-    """The searched keys and where they may lie; empty where the study does not tell."""
+    """The searched keys and their distributions; empty where the study has none stored."""
     fixed: Mapping[str, Any]
-    """Every other key of the config that all trials share; empty where the study does not tell."""
+    """Every other key of the config that all trials share; empty where the study has none."""
     parent_run: str | None
-    """The sweep's run in MLflow; None = it was not tracked."""
+    """The sweep's run in MLflow; None means a sweep without tracking."""
     trials: Sequence[FrozenTrial]
+    options: Options = field(default_factory=dict)
+    """What the options of searched config groups decide; none in studies of before."""
+    grid: int | None = None
+    """The trials of a whole grid, repeats included; None means another sampler."""
 
     def compared(self) -> list[FrozenTrial]:
         """Return the trials with a finite loss and a finite throughput above 0, in their order."""
@@ -83,26 +117,55 @@ class Trials:
 
     def samples(self) -> list[int]:
         """Return the different numbers of samples that compared trials were trained on."""
-        told = (trial.user_attrs.get("samples") for trial in self.compared())
-        return sorted({int(samples) for samples in told if samples is not None})
+        known = (attributes(trial).get("samples") for trial in self.compared())
+        return sorted({int(samples) for samples in known if samples is not None})
 
     def equal_seconds(self) -> float | None:
-        """Return the wall time that every trial was given; None = something else ends them."""
-        ends = ("trainer.max_samples", "trainer.max_epochs")
-        if any(key in self.space or self.fixed.get(key) is not None for key in ends):
+        """Return the seconds that every trial was given; None means that something else ends them.
+
+        What an option of a searched group decides is not given to every trial.
+        """
+        decided = self.decided()
+        if any(key in self.space or self.fixed.get(key) is not None for key in ENDS):
+            return None
+        if any(value is not None for key in ENDS for value in decided.get(key, ())):
             return None
         seconds: float | None = self.fixed.get("trainer.max_seconds")
         return seconds
 
-    def choices(self) -> dict[str, Any]:
+    def decided(self) -> dict[str, list[Any]]:
+        """Return the keys that options decide, each with its values."""
+        values: defaultdict[str, list[Any]] = defaultdict(list)
+        for options in self.options.values():
+            for decided in options.values():
+                for key, value in decided.items():
+                    values[key].append(value)
+        return values
+
+    def config_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the known config of a point: what all trials share, and what its options decide.
+
+        Args:
+            params: The searched keys and their values.
+        """
+        config = dict(self.fixed)
+        for group, options in self.options.items():
+            config |= options.get(str(params.get(group)), {})
+        return config
+
+    def choices(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a run must be given beside a point to be trained as the trials were.
 
-        It is what a sweep's file chooses; what its user gave is not told apart from the defaults.
+        The choices are those of a sweep's file; what its user gave is no other than the defaults.
+
+        Args:
+            params: The point: the searched keys and their values.
         """
-        told = {group: self.fixed.get(f"{group}.name") for group in CHOSEN}
+        config = self.config_of(params)
+        names = {group: config.get(f"{group}.name") for group in CHOSEN}
         choices = {
             group: name
-            for group, name in told.items()
+            for group, name in names.items()
             if name is not None and group not in self.space
         }
         if (seconds := self.equal_seconds()) is not None:
@@ -135,6 +198,16 @@ class Trials:
             conditions["seed"] += f" to {self.fixed['seed'] + max(replicates)}, by repeat"
         return conditions
 
+    def conditions_by_option(self) -> list[tuple[str, str, str]]:
+        """Return the conditions that options decide, as (option, condition, value)."""
+        return [
+            (f"{group}={option}", key, str(decided[key]))
+            for group, options in self.options.items()
+            for option, decided in options.items()
+            for key in ("scaling.name", *CONDITIONS)
+            if decided.get(key) is not None
+        ]
+
     def csv(self) -> str:
         """Return the trials as CSV with Optuna's names: number, state, values_*, params_*, ...
 
@@ -155,25 +228,24 @@ def read(study: optuna.Study) -> Trials:
     """Read a study of any storage; trials and the study may lack any attribute.
 
     Raises:
-        ValueError: The study asks something else than a low loss and a high throughput.
+        ValueError: The study searches for something else than a low loss and a high throughput.
     """
     if study.directions != list(OBJECTIVES.values()):
-        asked = ", ".join(direction.name.lower() for direction in study.directions)
+        found = ", ".join(direction.name.lower() for direction in study.directions)
         raise ValueError(
-            f"study {study.study_name}: its directions are {asked}; a report needs minimize "
+            f"study {study.study_name}: its directions are {found}; a report needs minimize "
             "(val_loss), maximize (samples_per_second), in this order"
         )
-    question = study.user_attrs.get("question", {})
+    about = study.user_attrs
+    definition = about.get(STORED, {})
     return Trials(
         name=study.study_name,
-        space=question.get("space", {}),
-        fixed=question.get("fixed", {}),
-        parent_run=study.user_attrs.get("mlflow_parent_run_id"),
-        trials=[
-            trial
-            for trial in study.get_trials(deepcopy=False)
-            if not trial.user_attrs.get("abandoned")
-        ],
+        space=definition.get("space", {}),
+        fixed=definition.get("fixed", {}),
+        parent_run=about.get("mlflow_parent_run_id"),
+        trials=[trial for trial in study.get_trials(deepcopy=False) if not is_abandoned(trial)],
+        options=definition.get("options", {}),
+        grid=about.get(GRID),
     )
 
 
@@ -230,6 +302,6 @@ def _cells(trial: FrozenTrial) -> Iterator[tuple[str, Any]]:
     yield "state", trial.state.name
     for name, value in zip(OBJECTIVES, trial.values or (), strict=False):
         yield f"values_{name}", value
-    for kind, values in (("params", trial.params), ("user_attrs", trial.user_attrs)):
+    for kind, values in (("params", trial.params), ("user_attrs", attributes(trial))):
         for key, value in values.items():
             yield f"{kind}_{key}", json.dumps(value) if isinstance(value, dict | list) else value

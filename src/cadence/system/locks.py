@@ -1,7 +1,7 @@
-"""Whether a run is going on in its folder, on whichever host and whoever began it.
+"""Lock files: whether a run, a sweep or a database is in use, on whichever host and by whomever.
 
-A sweep can die before the workers that run its trials. The lock tells: the system releases it when
-the run's process ends, however it does.
+A process can die before those it started. The lock tells: the system releases a lock when the
+process that holds it ends, however it does.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,46 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-FILE = ".running.lock"
+RUNNING = ".running.lock"
+
+
+def taken(file: Path, in_use: str) -> FileLock:
+    """Take a lock that no other process holds, until its `release`, which any thread may call.
+
+    Args:
+        file: The lock's file; its folder must be there.
+        in_use: What to say where another holds the lock.
+
+    Raises:
+        ValueError: Another process, or another lock of this one, holds it.
+    """
+    lock = FileLock(file, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(in_use) from error
+    return lock
+
+
+@contextmanager
+def held(file: Path, in_use: str) -> Iterator[None]:
+    """Hold a lock that no other process holds, as `taken` takes one.
+
+    Raises:
+        ValueError: Another process holds the lock.
+    """
+    lock = taken(file, in_use)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def waited_for(file: Path) -> Iterator[None]:
+    """Hold a lock, as soon as no other process holds it."""
+    with FileLock(file):
+        yield
 
 
 @contextmanager
@@ -23,27 +62,18 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: Another process has a run there.
     """
-    lock = FileLock(folder / FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"{folder}: its run is still going on; wait for it, or choose another hydra.run.dir="
-        ) from error
-    try:
+    in_use = f"{folder}: its run is still going on; wait for it, or choose another hydra.run.dir="
+    with held(folder / RUNNING, in_use):
         yield
-    finally:
-        lock.release()
 
 
 def is_running(folder: Path) -> bool:
     """Return whether a run is going on in a folder; False where there is no folder."""
-    lock = FileLock(folder / FILE)
-    if not Path(lock.lock_file).exists():
+    lock = folder / RUNNING
+    if not lock.exists():
         return False
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        taken(lock, "in use").release()
+    except ValueError:
         return True
-    lock.release()
     return False

@@ -1,4 +1,11 @@
-"""Passwords and tokens stay in memory: out of logs, files, messages and MLflow."""
+"""Passwords and tokens stay in memory; they are taken out where text leaves the process.
+
+The exits: log records (`redact_logs`), the line or traceback that ends a command
+(`cadence.cli.errors`), what a command prints of an address, files that Hydra writes
+(`redact_files`), the config that a run and its checkpoints keep, a run's file and what MLflow is
+sent of it (`cadence.tracking.run_file`), what a command or a sweep sends to MLflow without a run's
+file, and the errors that become part of a report (`in_one_line`).
+"""
 
 import logging
 import re

@@ -9,9 +9,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from sqlalchemy.engine import make_url
-
-from cadence.system.secrets import in_one_line, redacted
+from cadence.system.secrets import in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ def check(uri: str) -> None:
             _connect(parts.hostname or "", port or PORTS[scheme], asks=scheme == "http")
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(
-                f"track.uri={redacted(uri)}: no MLflow server answers "
+                f"track.uri={uri}: no MLflow server answers "
                 f"({in_one_line(error)}); start it, correct the address, or train without by "
                 "track=none, or deliver later by track.offline=true"
             ) from error
@@ -68,8 +66,16 @@ def _parts(uri: str) -> tuple[SplitResult, int | None]:
         if is_read_by_all:
             return parts, parts.port
     raise ValueError(
-        f"track.uri={redacted(uri)}: it is no address; is its port a number? In a password write "
+        f"track.uri={uri}: it is no address; is its port a number? In a password write "
         "/ ? # @ [ ] as %2F %3F %23 %40 %5B %5D"
+    )
+
+
+def cannot_log(uri: str, error: BaseException) -> ValueError:
+    """Return the error of a run that MLflow refuses, with its key and a remedy."""
+    return ValueError(
+        f"track.uri={uri}: MLflow cannot log there ({in_one_line(error)}); correct it, "
+        "or train without by track=none"
     )
 
 
@@ -132,5 +138,5 @@ def sqlite_file(uri: str) -> Path | None:
     """
     if uri.partition(":")[0].partition("+")[0] != "sqlite":
         return None
-    database = make_url(uri).database or ":memory:"
+    database = uri.partition("://")[2].partition("?")[0].partition("/")[2] or ":memory:"
     return None if database.startswith((":memory:", "file:")) else Path(database).resolve()

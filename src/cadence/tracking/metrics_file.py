@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+from cadence.system.locks import taken
 
 FILE = "metrics.jsonl"
 
@@ -41,24 +41,19 @@ class MetricsFile:
         folder: The run's folder; it is made.
 
     Raises:
-        ValueError: Another process, or another journal of this one, is at work there.
+        ValueError: Another process, or another metrics file of this one, is at work there.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._alone = FileLock(folder / ".tracking.lock", thread_local=False)
-        try:
-            self._alone.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(
-                f"{folder}: its run is still going on, or being delivered; wait for it"
-            ) from error
+        in_use = f"{folder}: its run is still going on, or being delivered; wait for it"
+        self._lock = taken(folder / ".tracking.lock", in_use)
         self._file = folder / FILE
         self._out = self._file.open("ab", buffering=0)
         self._buffer: list[LoggedMetric] = []
         self._buffering, self._writing = threading.Lock(), threading.Lock()
         self._held: dict[str, int] = {}
-        self.size = _whole_lines(self._file)
+        self.size = _complete_lines(self._file)
         """Bytes of whole lines in the file."""
         if self.size < self._file.stat().st_size:
             self._out.truncate(self.size)
@@ -77,7 +72,7 @@ class MetricsFile:
         """Go back to a number of samples, from where the same points are about to come again.
 
         Points after it are dropped, except those that a server may hold: they stay, and for each
-        key the journal passes over what comes again up to the last step that it holds.
+        key the file passes over what comes again up to the last step that it holds.
 
         Args:
             samples: The last step that stands.
@@ -163,12 +158,12 @@ class MetricsFile:
         return points, start
 
     def close(self) -> None:
-        """Let others open the journal; what waits in memory is lost."""
+        """Let others open the metrics file; what waits in memory is lost."""
         self._out.close()
-        self._alone.release()
+        self._lock.release()
 
 
-def _whole_lines(file: Path) -> int:
+def _complete_lines(file: Path) -> int:
     """Return the bytes up to the end of a file's last whole line."""
     with file.open("rb") as lines:
         end = lines.seek(0, 2)
@@ -183,16 +178,16 @@ def _whole_lines(file: Path) -> int:
 
 
 def _line(point: LoggedMetric) -> bytes:
-    told: dict[str, Any] = point._asdict()
+    fields: dict[str, Any] = point._asdict()
     if not math.isfinite(point.value):
-        told["value"] = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(point.value)]
-    return json.dumps(told).encode() + b"\n"
+        fields["value"] = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(point.value)]
+    return json.dumps(fields).encode() + b"\n"
 
 
 def _parsed(line: bytes, file: Path) -> LoggedMetric:
     try:
-        told = json.loads(line)
-        return LoggedMetric(told["key"], float(told["value"]), told["step"], told["timestamp"])
+        held = json.loads(line)
+        return LoggedMetric(held["key"], float(held["value"]), held["step"], held["timestamp"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file}: a line holds no number of a run: {line[:60]!r}; take it out, the others stand"

@@ -1,17 +1,16 @@
-"""Which of a run's numbers are kept, and when: an observer of training that fills a journal.
+"""Which of a run's numbers are kept, and when: from a run to its metrics file.
 
 The step axis is samples seen, so that curves of runs with different step_size (mini-batches per
 update) lie over each other.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 
 from cadence.engine.update import Outcome
-from cadence.metrics.record import Result
+from cadence.metrics.result import Result, Window
 from cadence.plan.clock import Clock
 from cadence.tracking.metrics_file import LoggedMetric, MetricsFile
 
@@ -48,13 +47,13 @@ class MetricsLogger:
         self._every = every
         self._begins = not resumed_at
         self._seen = self._kept = Clock(samples=resumed_at or 0)
-        self._outcome: Outcome | None = None
+        self._outcome: Outcome | Window | None = None
         self._measured_at = 0
         self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="logbook", daemon=True)
         self._keeper.start()
 
-    def window(self, clock: Clock, outcome: Outcome) -> None:
+    def window(self, clock: Clock, outcome: Outcome | Window) -> None:
         """Keep a window's numbers if a point is due."""
         first = self._begins and self._outcome is None
         self._seen, self._outcome = clock, outcome
@@ -81,7 +80,6 @@ class MetricsLogger:
                 "time/compute_ms": result.time.compute_ms,
                 "time/sync_ms": result.time.sync_ms,
                 "time/update_ms": result.time.update_ms,
-                **_finite_noise_scale(result),
             },
         )
 
@@ -117,7 +115,7 @@ class MetricsLogger:
         self._log_anew(self._seen, self._machine())
         self._journal.flush()
 
-    def _keep_window(self, clock: Clock, outcome: Outcome) -> None:
+    def _keep_window(self, clock: Clock, outcome: Outcome | Window) -> None:
         self._kept = clock
         self.log(
             clock,
@@ -153,16 +151,6 @@ class MetricsLogger:
                 failing = True
             else:
                 failing = False
-
-
-def _finite_noise_scale(result: Result) -> dict[str, float]:
-    """Return the estimate and its ends as far as they are numbers: MLflow would draw 1e308."""
-    found = {
-        "train/noise_scale": result.noise_scale,
-        "train/noise_scale_low": result.noise_scale_low,
-        "train/noise_scale_high": result.noise_scale_high,
-    }
-    return {key: end for key, end in found.items() if end is not None and math.isfinite(end)}
 
 
 def milliseconds() -> int:

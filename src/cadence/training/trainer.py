@@ -1,13 +1,15 @@
 """The training loop, flat, in the order things happen."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from cadence.checkpoint.file_format import read, write
 from cadence.checkpoint.random_state import random_states, restore_random_states
 from cadence.checkpoint.state import (
     State,
@@ -16,15 +18,15 @@ from cadence.checkpoint.state import (
 )
 from cadence.data.batch import Batch, samples_in
 from cadence.distributed.partition import GathersWindows, PlannedWindow
-from cadence.distributed.process_group import ProcessGroup, SingleProcess
+from cadence.distributed.process_group import ProcessGroup, SingleProcess, WindowCounts
 from cadence.engine import device as devices
 from cadence.engine.autotune import Auto
 from cadence.engine.microbatching import Microbatching
-from cadence.engine.noise_scale import NoiseScale
 from cadence.engine.update import Update, checked_max_skipped, stop_if_diverged
 from cadence.metrics.evaluation import Evaluation, evaluate
 from cadence.metrics.memory import PeakMemory
-from cadence.metrics.record import Observer, Record, Result
+from cadence.metrics.record import Record
+from cadence.metrics.result import Result, Window
 from cadence.metrics.timing import WindowParts
 from cadence.objectives import Objective
 from cadence.plan.clock import Clock, Limits
@@ -32,8 +34,8 @@ from cadence.plan.numbers import whole_number
 from cadence.plan.schedule import Schedule, constant
 from cadence.plan.shares import Plan, SharedStepSizes
 from cadence.plan.window import DEFAULT_STEP_SIZE
-
-log = logging.getLogger(__name__)
+from cadence.training.callback import Callback, Tracker
+from cadence.training.epochs import announce_epoch, batches_in, warn_of_short_epochs
 
 
 class Trainer:
@@ -62,8 +64,7 @@ class Trainer:
         scaling: How learning rate and beta2 follow a step_size that changes, from what the
             optimizer has for the first: ``none``, ``sqrt`` or ``linear``; see
             `cadence.plan.scaling`.
-        noise_scale: Whether the gradient noise scale is estimated; see
-            `cadence.engine.noise_scale`.
+        callbacks: What is called as the run goes on; see `cadence.training.callback.Callback`.
         processes: Those that train together, of which this is one; None = this one alone.
 
     Raises:
@@ -86,10 +87,12 @@ class Trainer:
         clip_norm: float | None = None,
         max_skipped: int = 20,
         scaling: str = "none",
-        noise_scale: bool = False,
+        callbacks: Iterable[Callback] = (),
         processes: ProcessGroup | None = None,
     ) -> None:
         self.clock = Clock()
+        self.callbacks = list(callbacks)
+        """What is called as the run goes on; callbacks may be added between calls of `fit`."""
         self._processes = processes or SingleProcess()
         self._plan = Plan(step_size, self._processes.count)
         self.device = devices.resolved(device)
@@ -99,7 +102,7 @@ class Trainer:
         self._max_skipped = checked_max_skipped(max_skipped)
         self._autocast = devices.autocast_dtype(precision, self.device)
         self._scaler = devices.grad_scaler(precision, self.device)
-        self._passes = Microbatching(
+        self._microbatching = Microbatching(
             microbatch_size,
             threads,
             allow_batch_coupling=allow_batch_coupling,
@@ -107,11 +110,14 @@ class Trainer:
             scaler=self._scaler,
         )
         self._memory = PeakMemory(self.device)
-        self._noise = NoiseScale() if noise_scale else None
-        self._record = Record(self.device, (), self._memory, self._noise)
+        self._record = Record(self.device, self._memory)
         self._restored: State | None = None
+        self._callback_states: dict[str, Any] = {}
         self._random_of_epoch = random_states()
-        self._cut_off: Clock | None = None  # where a limit ended the last epoch before its end
+        self._loader_of_epoch: Iterable[Batch] | None = None
+        self._stops = self._measures_parts = False
+        self.evaluation_is_due = False
+        """Whether an evaluation follows on the window that has just ended."""
         self._check_optimizer()
         self._update = Update(
             optimizer,
@@ -160,15 +166,13 @@ class Trainer:
         max_samples: int | None = None,
         max_seconds: float | None = None,
         evaluate_every: int | None = None,
-        patience: int | None = None,
-        observers: Sequence[Observer] = (),
-        at_boundary: Callable[[], None] | None = None,
     ) -> Result:
         """Train until the first limit is reached, then evaluate.
 
-        A later call goes on: samples, schedule and shuffling continue from ``self.clock``. A model
-        in evaluation mode is put in training mode; one in training mode keeps the parts of it that
-        are not, such as a BatchNorm that is to stay as it was.
+        A later call goes on: samples, schedule and shuffling continue from ``self.clock``, with the
+        same loader within the epoch that a limit cut off. A model in evaluation mode is put in
+        training mode; one in training mode keeps the parts of it that are not, such as a BatchNorm
+        that is to stay as it was.
 
         Args:
             train_loader: Yields the mini-batches of an epoch each time it is iterated. Where it,
@@ -185,19 +189,13 @@ class Trainer:
                 no such limit.
             evaluate_every: Samples between evaluations, at least 1; None = once an epoch. There is
                 always one at the end.
-            patience: Evaluations without a lower validation loss that end the run, at least 1;
-                None = never.
-            observers: Shown every window and every evaluation.
-            at_boundary: Called after each window, and at the end of each epoch and the run, with
-                the evaluation due there, when `state` is whole: the place to save it, or to raise
-                what stops the run. None = nothing.
 
         Returns:
             What the run came to.
 
         Raises:
-            TypeError: A limit, ``evaluate_every`` or ``patience`` is not a number of its kind (a
-                bool is not), a mini-batch is not one, or the objective's items are no whole number.
+            TypeError: A limit or ``evaluate_every`` is not a number of its kind (a bool is not), a
+                mini-batch is not one, or the objective's items are no whole number.
             ValueError: No limit is given, or one of these numbers is out of its range; an epoch or
                 the validation data has no mini-batch; or ``microbatch_size`` would split what
                 couples its samples.
@@ -205,120 +203,213 @@ class Trainer:
             DoesNotFitError: A single sample does not fit into memory.
             ProcessLostError: Another process is lost.
         """
-        _check_evaluations(evaluate_every, patience)
+        every = _checked_period(evaluate_every)
+        self._go_on_with(train_loader)
         limits = Limits(self.clock, epochs, max_samples, max_seconds)
-        self._memory.begin()
-        self._record = record = Record(self.device, observers, self._memory, self._noise)
-        self._restore_record()
-        _warn_of_short_epochs(train_loader, self._plan.window)
-        if not self.model.training:  # else it keeps parts that its owner froze by eval()
-            self.model.train()
-        self._processes.begin(self.model)
-        measured = self._update.parameters if self._noise else ()
-        self._passes.begin(
-            self.model, self.objective, summed=self._processes.sum, measured=measured
-        )
-        self.optimizer.zero_grad()
-        is_over = self._is_over(limits, patience)
-        while not is_over:
-            announce_epoch(train_loader, self.clock.epoch)
-            rest = self._rest_of_epoch(train_loader, limits)
-            record.begin_epoch(self.clock)
-            is_cut_off, self._cut_off = True, None
-            for step_sizes, window in record.arriving(rest):
-                asks = self._asks_to_stop(limits, patience)
-                whole = self._processes.count_window(window, self.objective, asks)
-                if whole.stop and self.clock.batches_of_epoch > 0:
-                    break
-                if whole.interrupted and at_boundary is not None:
-                    at_boundary()
-                self._update.follow(sum(step_sizes))
-                accumulated = self._passes(
-                    window,
-                    step_sizes[self._processes.rank],
-                    items=whole.items,
-                    windows_before=self.clock.updates_attempted,
-                )
-                record.computed(self._processes.waited)
-                outcome = self._update.apply(accumulated, self.clock, whole.samples)
-                if not outcome.applied:
-                    self._passes.put_buffers_back()
-                if self._noise is not None and outcome.applied:
-                    self._noise.window(accumulated.items, outcome.grad_norm, accumulated.parts)
+        evaluates = val_loader is not None and self._processes.rank == 0
+        self._begin(train_loader)
+        while not self._is_over(limits):
+            for planned in self._windows_of_epoch(train_loader, limits):
                 before = self.clock
-                self.clock = before.after_window(
-                    whole.minibatches, whole.samples, accumulated.items, outcome.applied
-                )
-                seconds = record.window(self.clock, whole.samples, accumulated.items, outcome)
-                self._passes.took(seconds - self._processes.waited, samples_in(window))
-                stop_if_diverged(self.clock, outcome, self._max_skipped)
-                if whole.step_sizes is not None:
-                    self._plan.share_out(whole.step_sizes)
-                if evaluate_every and self.clock.passed(evaluate_every, since=before):
-                    self._evaluate(val_loader, record)
-                if limits.is_complete(self.clock):
-                    break
-                if at_boundary is not None:
-                    at_boundary()
-                    record.resume()
-            else:
-                is_cut_off = False
-            self._cut_off = self.clock if is_cut_off else None
-            self.clock = self.clock.after_epoch()
-            record.end_epoch(self.clock)
-            if evaluate_every is None:
-                self._evaluate(val_loader, record)
-            is_over = self._is_over(limits, patience)
-            if is_over:
-                self._evaluate(val_loader, record)
-            if at_boundary is not None:
-                at_boundary()
-        self._evaluate(val_loader, record)
+                window = self._train(*planned)
+                is_last = limits.is_complete(self.clock)
+                is_time = every is not None and self.clock.passed(every, since=before)
+                self.evaluation_is_due = evaluates and (is_time or is_last)
+                for callback in self.callbacks:
+                    callback.on_window_end(self, window)
+                if self.evaluation_is_due:
+                    self._evaluate(val_loader)
+                self._record.resume()
+            if self._epoch_is_over(train_loader):
+                self.clock = self.clock.after_epoch()
+                if every is None:
+                    self._evaluate(val_loader)
+                for callback in self.callbacks:
+                    callback.on_epoch_end(self)
+        self._evaluate(val_loader)
+        for callback in self.callbacks:
+            callback.on_fit_end(self, self.result)
         return self.result
 
-    def _is_over(self, limits: Limits, patience: int | None) -> bool:
-        """Return whether the run ends between two epochs, where all processes agree on it."""
-        asks = self._asks_to_stop(limits, patience)
-        return self._processes.agree(asks) or limits.is_complete(self.clock)
+    def stop(self) -> None:
+        """End the run, on all its processes, before the next window."""
+        self._stops = True
 
-    def _asks_to_stop(self, limits: Limits, patience: int | None) -> bool:
-        """Return whether time or patience is up on this process, where others may not know it."""
-        in_vain = self._record.evaluations_in_vain
-        return limits.time_is_up() or (patience is not None and in_vain >= patience)
+    def measure_parts(self) -> None:
+        """Have the gradients of some windows' micro-batches measured: see ``Window.parts``.
+
+        To be called in `Callback.on_fit_start`; see `cadence.engine.noise_scale` for which windows.
+        """
+        self._measures_parts = True
+
+    def log(self, name: str, value: float) -> None:
+        """Give every tracker a number, at the samples seen so far."""
+        for tracker in self._trackers:
+            tracker.log(name, float(value), self.clock.samples)
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Give every tracker a matplotlib figure, at the samples seen so far."""
+        for tracker in self._trackers:
+            tracker.log_figure(name, figure, self.clock.samples)
+
+    def log_artifact(self, path: str | Path) -> None:
+        """Give every tracker a file."""
+        for tracker in self._trackers:
+            tracker.log_artifact(Path(path))
+
+    @property
+    def _trackers(self) -> list[Tracker]:
+        return [callback for callback in self.callbacks if isinstance(callback, Tracker)]
+
+    def _go_on_with(self, loader: Iterable[Batch]) -> None:
+        """Go on within an epoch that was cut off, if this is its loader and can be read again."""
+        is_same = self._restored is not None or loader is self._loader_of_epoch
+        if self.clock.batches_of_epoch and (not is_same or isinstance(loader, Iterator)):
+            self.clock = self.clock.after_epoch()
+        self._loader_of_epoch = loader
+
+    def _begin(self, train_loader: Iterable[Batch]) -> None:
+        """Take the model, the callbacks and the process group as they are now."""
+        self._memory.begin()
+        self._record = Record(self.device, self._memory)
+        self._restore_record()
+        warn_of_short_epochs(train_loader, self._plan.window)
+        if not self.model.training:  # else it keeps parts that its owner froze by eval()
+            self.model.train()
+        self._stops = self._measures_parts = False
+        for callback in self.callbacks:
+            callback.on_fit_start(self)
+        self._processes.begin(self.model)
+        self._microbatching.begin(
+            self.model,
+            self.objective,
+            summed=self._processes.sum,
+            measured=self._update.parameters if self._measures_parts else (),
+        )
+        self.optimizer.zero_grad()
+
+    def _windows_of_epoch(
+        self, loader: Iterable[Batch], limits: Limits
+    ) -> Iterator[tuple[tuple[int, ...], Sequence[Batch], WindowCounts]]:
+        """Yield the windows of the rest of an epoch, up to a limit or a stop."""
+        announce_epoch(loader, self.clock.epoch)
+        rest = self._rest_of_epoch(loader, limits)
+        self._record.begin_epoch(self.clock)
+        self._has_read_all = False
+        for step_sizes, minibatches in self._record.arriving(rest):
+            stops = self._wants_to_stop(limits)
+            counts = self._processes.count_window(minibatches, self.objective, stops)
+            if counts.stop and self.clock.batches_of_epoch > 0:
+                return
+            yield step_sizes, minibatches, counts
+            if limits.is_complete(self.clock):
+                return
+        self._has_read_all = True
+
+    def _train(
+        self, step_sizes: tuple[int, ...], minibatches: Sequence[Batch], counts: WindowCounts
+    ) -> Window:
+        """Make one update from a window, or refuse it."""
+        self._update.follow(sum(step_sizes))
+        accumulated = self._microbatching(
+            minibatches,
+            step_sizes[self._processes.rank],
+            items=counts.items,
+            windows_before=self.clock.updates_attempted,
+        )
+        self._record.computed(self._processes.waited)
+        outcome = self._update.apply(accumulated, self.clock, counts.samples)
+        if not outcome.applied:
+            self._microbatching.put_buffers_back()
+        window = Window(counts.samples, accumulated.items, *outcome, accumulated.parts)
+        self.clock = self.clock.after_window(
+            counts.minibatches, window.samples, window.items, window.applied
+        )
+        seconds = self._record.window(window)
+        self._microbatching.took(seconds - self._processes.waited, samples_in(minibatches))
+        stop_if_diverged(self.clock, outcome, self._max_skipped)
+        if counts.step_sizes is not None:
+            self._plan.share_out(counts.step_sizes)
+        return window
+
+    def _is_over(self, limits: Limits) -> bool:
+        """Return whether the run ends between two epochs, where all processes agree on it."""
+        stops = self._processes.agree(self._wants_to_stop(limits))
+        return stops or limits.is_complete(self.clock)
+
+    def _wants_to_stop(self, limits: Limits) -> bool:
+        """Return whether this process wants to stop, where others may not know of it."""
+        return self._stops or limits.time_is_up()
+
+    def _epoch_is_over(self, loader: Iterable[Batch]) -> bool:
+        """Return whether the epoch has no further mini-batch.
+
+        Raises:
+            ValueError: It had none at all: the run would never end.
+        """
+        if self._has_read_all and self.clock.batches_of_epoch == 0:
+            raise ValueError(
+                f"the training data gave no mini-batch after {self.clock.samples} samples; is it "
+                "empty, or a generator that can be read once? Give a DataLoader, or another "
+                "iterable that starts anew each epoch"
+            )
+        return self._has_read_all or batches_in(loader) == self.clock.batches_of_epoch
 
     def _rest_of_epoch(self, loader: Iterable[Batch], limits: Limits) -> Iterator[PlannedWindow]:
         """Return the windows of the epoch that are not seen yet, in the random state of then.
 
         A run that goes on within an epoch draws it again from the state in which it began.
         """
-        behind, restored = self.clock.batches_of_epoch, self._restored
-        self._restored = None
-        if restored is not None:
-            restore_random_states(restored.random["epoch" if behind else "now"])
+        behind = self.clock.batches_of_epoch
+        goes_on = behind > 0 or self._restored is not None
+        states = {"epoch": self._random_of_epoch, "now": random_states() if goes_on else {}}
+        states, self._restored = self._restored.random if self._restored else states, None
+        if goes_on:
+            restore_random_states(states["epoch" if behind else "now"])
         if not isinstance(loader, GathersWindows):  # that draws its order from a seed of its own
             self._random_of_epoch = random_states()
         rest = self._processes.windows(loader, self._plan, lambda: self.clock, limits)
-        if restored is not None and behind:
-            restore_random_states(restored.random["now"])
+        if behind:
+            restore_random_states(states["now"])
         return rest
 
-    def state(self, config: Mapping[str, Any], mlflow_run_id: str | None = None) -> State:
+    def save(self, path: str | Path) -> None:
+        """Write everything the run needs to go on into a file, whole or not at all."""
+        write(self.state(), Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Take over from what `save` wrote; see `restore`."""
+        self.restore(read(Path(path)))
+
+    def state(
+        self, config: Mapping[str, Any] | None = None, mlflow_run_id: str | None = None
+    ) -> State:
         """Return everything the run needs to go on, between two windows.
 
         Args:
             config: The flattened config, which whoever goes on is compared with.
             mlflow_run_id: The run in MLflow; None = it is not tracked.
         """
+        states = {name: each.state_dict() for name, each in self._named_callbacks()}
+        callbacks = self._callback_states | {name: kept for name, kept in states.items() if kept}
         return State(
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scaler=None if self._scaler is None else self._scaler.state_dict(),
-            clock=self._cut_off or self.clock,
+            clock=self.clock,
             random={"epoch": self._random_of_epoch, "now": random_states()},
-            record=self._record.state(),
-            config=dict(config),
+            record={**self._record.state(), "callbacks": callbacks},
+            config=dict(config or {}),
             mlflow_run_id=mlflow_run_id,
         )
+
+    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
+        """Yield each callback with its class's name, numbered from the second of a class on."""
+        counts: Counter[str] = Counter()
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            counts[name] += 1
+            yield name if counts[name] == 1 else f"{name} {counts[name]}", callback
 
     def restore(self, state: State) -> None:
         """Take over where a run was, so that the next `fit` goes on as if it had never stopped.
@@ -341,11 +432,16 @@ class Trainer:
             self._scaler.load_state_dict(state.scaler)
         self.clock = state.clock
         self._restored = state
+        self._callback_states = dict(state.record.get("callbacks", {}))
         self._restore_record()
 
     def _restore_record(self) -> None:
+        """Give record and callbacks what they had, as far as they are there already."""
         if self._restored is not None:
             self._record.restore(self._restored.record)
+        for name, callback in self._named_callbacks():
+            if name in self._callback_states:
+                callback.load_state_dict(self._callback_states.pop(name))
 
     @property
     def is_best(self) -> bool:
@@ -353,14 +449,21 @@ class Trainer:
         return self._record.is_best(self.clock)
 
     @property
+    def evaluations_since_best(self) -> int:
+        """Evaluations since the lowest validation loss."""
+        return self._record.evaluations_since_best
+
+    @property
     def result(self) -> Result:
         """What the present or last call of `fit` has come to so far, however it ended."""
-        return self._record.result(self.clock, self.step_size, self._passes.microbatch_size)
+        reported = {name: each for one in self.callbacks for name, each in one.report().items()}
+        size = self._microbatching.microbatch_size
+        return self._record.result(self.clock, self.step_size, size, reported)
 
     @property
     def is_tuning(self) -> bool:
         """Whether ``auto`` is still looking for the fastest setting of windows like the last."""
-        return self._passes.is_searching
+        return self._microbatching.is_searching
 
     @property
     def window_parts(self) -> WindowParts:
@@ -379,52 +482,26 @@ class Trainer:
             DoesNotFitError: Not even one sample fits into memory.
         """
         announce_epoch(minibatches, self.clock.samples)  # so that noise in workers is of here
-        limit = self._passes.limit
-        threads = self._passes.default_threads
+        limit = self._microbatching.limit
+        threads = self._microbatching.default_threads
         return evaluate(
             self.model, self.objective, minibatches, self.device, self._autocast, limit, threads
         )
 
-    def _evaluate(self, val_loader: Iterable[Batch] | None, record: Record) -> None:
-        if self._processes.rank > 0 or val_loader is None:
+    def _evaluate(self, val_loader: Iterable[Batch] | None) -> None:
+        """Evaluate the model as it is now, unless that is done already."""
+        is_done = self._record.has_evaluated(self.clock)
+        if self._processes.rank > 0 or val_loader is None or is_done:
             return
-        if not record.has_evaluated(self.clock):
-            record.evaluation(self.clock, self.evaluate(val_loader))
-            record.show(self.clock, self.result)
+        evaluation = self.evaluate(val_loader)
+        self._record.evaluation(self.clock, evaluation)
+        means = {"loss": evaluation.loss, **evaluation.metrics}
+        for callback in self.callbacks:
+            callback.on_evaluation_end(self, {f"val/{name}": mean for name, mean in means.items()})
 
 
-def announce_epoch(loader: Iterable[Batch], epoch: int) -> None:
-    """Tell whoever shuffles which epoch begins, as torch's DistributedSampler wants to be told."""
-    shufflers = loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-    for shuffler in shufflers:
-        set_epoch = getattr(shuffler, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
-
-
-def batches_in(loader: Iterable[Batch]) -> int | None:
-    """Return the mini-batches of an epoch; None = the loader does not tell."""
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:  # a generator, or a DataLoader of an IterableDataset
+def _checked_period(evaluate_every: int | None) -> int | None:
+    if evaluate_every is None:
         return None
-
-
-def _check_evaluations(evaluate_every: int | None, patience: int | None) -> None:
-    if evaluate_every is not None:
-        what, remedy = "samples between evaluations", "use None for once an epoch"
-        whole_number("evaluate_every", evaluate_every, what, remedy)
-    if patience is not None:
-        what, remedy = "evaluations without a lower validation loss", "use None to bear any number"
-        whole_number("patience", patience, what, remedy)
-
-
-def _warn_of_short_epochs(loader: Iterable[Batch], step_size: int) -> None:
-    minibatches = batches_in(loader)
-    if minibatches is not None and 0 < minibatches < step_size:
-        log.warning(
-            "an epoch of %d mini-batches is shorter than one window of step_size=%d: each update "
-            "sees the whole epoch; a smaller data.batch_size gives more mini-batches",
-            minibatches,
-            step_size,
-        )
+    what, remedy = "samples between evaluations", "use None for once an epoch"
+    return whole_number("evaluate_every", evaluate_every, what, remedy)

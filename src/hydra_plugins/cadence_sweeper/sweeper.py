@@ -28,22 +28,22 @@ class CadenceSweeperConf(OptunaSweeperConf):
 
 
 class CadenceSweeper(Sweeper):
-    """Hydra's Optuna sweeper, which goes on where it stopped and links its trials to MLflow."""
+    """A sweep by Optuna that goes on where it stopped and links its trials to MLflow."""
 
     def __init__(self, **options: Any) -> None:
-        from hydra_plugins.cadence_sweeper._impl import CadenceSweeperImpl
+        from hydra_plugins.cadence_sweeper._trial_loop import TrialLoop
 
-        self._impl = CadenceSweeperImpl(**options)
+        self._loop = TrialLoop(**options)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Take the composed config."""
-        self._impl.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._loop.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the trials that are missing."""
-        self._impl.sweep(arguments)
+        self._loop.sweep(arguments)
 
 
 ConfigStore.instance().store(

@@ -1,23 +1,19 @@
 """The SQLite database that MLflow keeps runs in where no server does it: whole, or not there."""
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from mlflow.store.db.utils import (
-    _initialize_tables,
-    create_sqlalchemy_engine,
-    create_sqlalchemy_engine_with_retry,
-)
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine
 
+from cadence.system.locks import waited_for
 from cadence.tracking.address import sqlite_file
 
 
 def one_at_a_time(uri: str) -> AbstractContextManager[Any]:
     """Keep two processes from opening a new database at once, which MLflow cannot."""
     file = sqlite_file(uri)
-    return nullcontext() if file is None else FileLock(f"{file}.lock")
+    return nullcontext() if file is None else waited_for(Path(f"{file}.lock"))
 
 
 def make_whole(uri: str) -> None:
@@ -25,6 +21,7 @@ def make_whole(uri: str) -> None:
 
     MLflow makes them in dozens of steps, takes seconds over it, and refuses for ever what a kill
     leaves between two of them. So it makes them in memory, and they are copied in one transaction.
+    Where this version of MLflow cannot make them in memory, its client makes them as it does.
 
     Raises:
         SQLAlchemyError, OSError: The disk does not take it; then nothing of it is there.
@@ -32,11 +29,11 @@ def make_whole(uri: str) -> None:
     """
     if sqlite_file(uri) is None:
         return
-    engine = create_sqlalchemy_engine_with_retry(uri)
+    engine = create_engine(uri)
     try:
         with engine.connect() as connection:
-            if _is_empty(connection):
-                _fill(connection, _tables())
+            if _is_empty(connection) and (statements := _tables()):
+                _fill(connection, statements)
     finally:
         engine.dispose()
 
@@ -54,10 +51,20 @@ def _is_empty(connection: Connection) -> bool:
 
 
 def _tables() -> list[str]:
-    """Return the statements that make what MLflow makes of an empty database."""
-    engine = create_sqlalchemy_engine("sqlite://")
-    _initialize_tables(engine)
-    with engine.connect() as connection:
-        _begin, *statements, _commit = connection.connection.driver_connection.iterdump()
-    engine.dispose()
+    """Return the statements that make what MLflow makes of an empty database.
+
+    None are returned where MLflow's function for it, a private one, is gone or is called otherwise.
+    """
+    engine = create_engine("sqlite://")
+    try:
+        from mlflow.store.db.utils import _initialize_tables
+
+        _initialize_tables(engine)
+        with engine.connect() as connection:
+            held: Any = connection.connection.driver_connection
+            _begin, *statements, _commit = held.iterdump()
+    except (ImportError, TypeError):
+        return []
+    finally:
+        engine.dispose()
     return list(statements)

@@ -4,18 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow.entities import Metric, Param
-from mlflow.utils.validation import MAX_PARAMS_TAGS_PER_BATCH
 
 from cadence.system.secrets import redacted
 from cadence.tracking.metrics_logger import milliseconds
+from cadence.tracking.mlflow.client import experiment_id, open_client, refused
+from cadence.tracking.mlflow.names import BATCH, can_be_named, param_text
 from cadence.tracking.mlflow.sweep_runs import new_run
-from cadence.tracking.mlflow.tracker import (
-    can_be_named,
-    experiment_id,
-    open_client,
-    param_text,
-    refused,
-)
 
 
 def note(
@@ -51,8 +45,8 @@ def note(
             for key, value in params.items()
             if can_be_named(key, "param")
         ]
-        for start in range(0, len(told), MAX_PARAMS_TAGS_PER_BATCH):
-            client.log_batch(run_id, params=told[start : start + MAX_PARAMS_TAGS_PER_BATCH])
+        for start in range(0, len(told), BATCH):
+            client.log_batch(run_id, params=told[start : start + BATCH])
         client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items()])
         for file in files:
             client.log_artifact(run_id, str(file))

@@ -6,15 +6,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import mlflow
-from filelock import FileLock
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from cadence.system.locks import waited_for
 from cadence.system.secrets import in_one_line, redacted
 from cadence.tracking import address
-from cadence.tracking.mlflow.tracker import REASON, REFUSALS, experiment_id, open_client, refused
+from cadence.tracking.mlflow.client import REFUSALS, experiment_id, open_client, refused
+from cadence.tracking.mlflow.names import PARENT
+from cadence.tracking.mlflow.server import REASON
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class SweepRuns:
 
     def _is_usable(self, parent: str) -> bool:
         """Return whether a parent is there, in the experiment; if not, say so and keep it."""
-        run, place = _known(self._client, parent), redacted(self._uri)
+        run, place = _known(self._client, parent), self._uri
         if run is None:
             log.warning("%s does not know the sweep's run %s; it gets another there", place, parent)
             return False
@@ -97,7 +97,7 @@ class SweepRuns:
             ValueError: MLflow does not answer for `cadence.tracking.address.WAIT_SECONDS`.
         """
         address.wait(self._uri)
-        tags = {MLFLOW_PARENT_RUN_ID: self.parent, STUDY: self._name, TRIAL: str(trial)}
+        tags = {PARENT: self.parent, STUDY: self._name, TRIAL: str(trial)}
         with refused(self._uri):
             return new_run(self._client, self._experiment, f"trial {trial}", tags)
 
@@ -132,7 +132,7 @@ class SweepRuns:
             self._former = None
 
     def _end_children(self, parent: str, experiment: str, spared: Collection[str]) -> None:
-        lost = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.status = 'RUNNING'"
+        lost = f"tags.`{PARENT}` = '{parent}' and attributes.status = 'RUNNING'"
         for run in self._client.search_runs([experiment], lost):
             if run.info.run_id not in spared:
                 self.end_child(run.info.run_id, "KILLED", "its sweep died")
@@ -155,7 +155,7 @@ def parent_of_folder(uri: str, experiment: str, folder: Path) -> str:
     """
     client = open_client(uri)
     # Jobs begin at once. Where a folder is not, nothing but a delivery asks.
-    one_at_a_time = FileLock(folder / LOCK) if folder.is_dir() else nullcontext()
+    one_at_a_time = waited_for(folder / LOCK) if folder.is_dir() else nullcontext()
     with one_at_a_time, refused(uri):
         experiment_of_runs = experiment_id(client, uri, experiment)
         tags = {FOLDER: str(folder)}
@@ -180,7 +180,7 @@ def _known(client: mlflow.MlflowClient, run_id: str) -> Run | None:
     try:
         return client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
 

@@ -1,7 +1,9 @@
-"""Between the official sweeper and its launcher: what does not compose, fails, or dies."""
+"""Between the sweep and its launcher: what does not compose, fails, or dies."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from itertools import groupby
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -9,34 +11,51 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from cadence.config.checks import ConfigError
+from cadence.config.errors import ConfigError
 
 
 def failed(error: Exception) -> JobReturn:
     """Return what a launcher returns of a job that failed."""
-    return JobReturn(status=JobStatus.FAILED, _return_value=error)
+    returned = JobReturn(status=JobStatus.FAILED)
+    returned.return_value = error
+    return returned
 
 
-class Watched(Launcher):
-    """A launcher that takes only what composes, and whose returns are looked at before being told.
+def completed(value: object) -> JobReturn:
+    """Return what a launcher returns of a job that completed."""
+    returned = JobReturn(status=JobStatus.COMPLETED)
+    returned.return_value = value
+    return returned
+
+
+def error_of(returned: JobReturn) -> Exception:
+    """Return why a job failed; Hydra raises the error, and prints its overrides as well."""
+    with redirect_stderr(StringIO()):
+        try:
+            value = returned.return_value
+        except Exception as error:
+            return error
+    raise AssertionError(f"the job completed with {value}")
+
+
+class GuardedLauncher(Launcher):
+    """A launcher of jobs some of which may not compose, and whose workers may die.
 
     Args:
         launcher: The launcher.
-        refusal: Why a job's overrides do not compose; None = they do.
-        look: Sees what a whole batch came to.
-        without_the_dead: What the jobs of these numbers came to, of which one's worker died.
+        refusal: Returns why a job's overrides do not compose; None where they do.
+        without_the_dead: Returns the results of the jobs of these numbers, of which one's worker
+            died.
     """
 
     def __init__(
         self,
         launcher: Launcher,
         refusal: Callable[[Sequence[str]], ConfigError | None],
-        look: Callable[[Sequence[JobReturn]], None],
         without_the_dead: Callable[[range, Exception], Sequence[JobReturn]],
     ) -> None:
         self._launcher = launcher
         self._refusal = refusal
-        self._look = look
         self._without_the_dead = without_the_dead
 
     def setup(
@@ -47,7 +66,7 @@ class Watched(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Launch a batch, all at once between those that do not compose, and show what it returned.
+        """Launch a batch, all at once between those that do not compose.
 
         A launcher numbers its jobs without a gap, and a trial's folder has its number.
         """
@@ -57,13 +76,12 @@ class Watched(Launcher):
                 returns += self._launched(list(together), initial_job_idx + len(returns))
             else:
                 returns.append(failed(refusal))
-        self._look(returns)
         return returns
 
     def _parts(
         self, jobs: Sequence[Sequence[str]]
     ) -> Iterable[tuple[ConfigError | None, Iterable[Sequence[str]]]]:
-        """Part a batch where a job is refused; one alone is only asked about when it has failed.
+        """Part a batch where a job is refused; a single job is only composed when it has failed.
 
         To compose takes a tenth of a second.
         """
