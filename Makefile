@@ -55,7 +55,7 @@ check: $(VENV)/.installed-dev ## ruff, mypy and import-linter
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed-docs ## build the site of docs/ into site/; a warning is an error
-	$(BIN)/mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 benchmark: $(VENV)/.installed-benchmarks ## measure throughput beside Lightning, Fabric and Accelerate
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
