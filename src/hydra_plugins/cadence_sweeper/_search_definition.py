@@ -41,21 +41,24 @@ def space_of(words: list[str]) -> SearchSpace:
     """Return what the overrides of a sweep search and fix.
 
     Raises:
-        ConfigError: A range cannot be read, or nothing is searched.
+        ConfigError: A range cannot be read.
     """
     try:
-        space = read_space(words)
+        return read_space(words)
     except ValueError as error:
         raise ConfigError(
             f"hydra.sweeper.params: {error}; write such as choice(1,2,4) or "
             "int(tag(log, interval(1, 32)))"
         ) from error
+
+
+def check_searched(space: SearchSpace) -> None:
+    """Refuse a sweep that searches nothing."""
     if not space.searched:
         raise ConfigError(
             "hydra.sweeper.params: nothing to search in it; give a range, such as "
             "trainer.step_size=choice(1,2,4,8)"
         )
-    return space
 
 
 @dataclass(frozen=True, slots=True)

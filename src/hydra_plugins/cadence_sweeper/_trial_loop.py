@@ -53,6 +53,7 @@ from hydra_plugins.cadence_sweeper._search_definition import (
     check_numbers,
     check_placed,
     check_sampler,
+    check_searched,
     definition_of,
     searched_groups,
     space_of,
@@ -158,6 +159,7 @@ class TrialLoop:
         composer = Composer(space, self._composed, groups)
         shared = composer.shared()
         self._check(shared)
+        check_searched(space)
         definition = definition_of(composer, shared, self._directions, is_grid=self._is_grid)
         with (
             folder_locked(self._folder),
