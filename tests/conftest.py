@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SLOW_SECONDS = 3600
 """After which a slow test is ended; any other has what pyproject.toml says."""
 
+UNTIL = "SLOW_TESTS_UNTIL"
+"""The variable with the seconds since 1970 after which no further slow test is begun."""
+
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -29,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    until = os.environ.get(UNTIL)
+    if until and item.get_closest_marker("slow") and time.time() > float(until):
+        pytest.skip("the time for slow tests is over on this machine; run make test-slow")
 
 
 @pytest.fixture(scope="session")
