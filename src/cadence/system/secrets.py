@@ -4,7 +4,8 @@ The exits: log records (`redact_logs`), the line or traceback that ends a comman
 (`cadence.cli.errors`), what a command prints of an address, files that Hydra writes
 (`redact_files`), the config that a run and its checkpoints keep, a run's file and what MLflow is
 sent of it (`cadence.tracking.run_file`), what a command or a sweep sends to MLflow without a run's
-file, and the errors that become part of a report (`in_one_line`).
+file, the errors that name a tracking address (`cadence.tracking.address`: who uses cadence from
+Python has no other exit), and the errors that become part of a report (`in_one_line`).
 """
 
 import logging

@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from cadence.system.secrets import in_one_line
+from cadence.system.secrets import in_one_line, redacted
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def check(uri: str) -> None:
             _connect(parts.hostname or "", port or PORTS[scheme], asks=scheme == "http")
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(
-                f"track.uri={uri}: no MLflow server answers "
+                f"track.uri={redacted(uri)}: no MLflow server answers "
                 f"({in_one_line(error)}); start it, correct the address, or train without by "
                 "track=none, or deliver later by track.offline=true"
             ) from error
@@ -66,7 +66,7 @@ def _parts(uri: str) -> tuple[SplitResult, int | None]:
         if is_read_by_all:
             return parts, parts.port
     raise ValueError(
-        f"track.uri={uri}: it is no address; is its port a number? In a password write "
+        f"track.uri={redacted(uri)}: it is no address; is its port a number? In a password write "
         "/ ? # @ [ ] as %2F %3F %23 %40 %5B %5D"
     )
 
@@ -74,7 +74,7 @@ def _parts(uri: str) -> tuple[SplitResult, int | None]:
 def cannot_log(uri: str, error: BaseException) -> ValueError:
     """Return the error of a run that MLflow refuses, with its key and a remedy."""
     return ValueError(
-        f"track.uri={uri}: MLflow cannot log there ({in_one_line(error)}); correct it, "
+        f"track.uri={redacted(uri)}: MLflow cannot log there ({in_one_line(error)}); correct it, "
         "or train without by track=none"
     )
 
