@@ -25,7 +25,7 @@ from cadence.engine import private_torch
 from cadence.objectives import Regression
 from cadence.training.noise_scale import NoiseScaleEstimate
 
-TRIED = ("2.11.0", "2.13.0", "2.14.1")
+TRIED = ("2.13.0",)
 """The versions of torch that have every private name below as it is used."""
 
 WITH_A_TRIAL: dict[str, Callable[[Any], bool]] = {
