@@ -23,6 +23,7 @@ from cadence.distributed.torch_group import TorchProcessGroup, init_process_grou
 from cadence.objectives import Classification, Regression
 from cadence.plan.clock import Clock
 from cadence.plan.shares import Balance
+from cadence.training.noise_scale import NoiseScaleEstimate
 
 SAID = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
 
@@ -336,11 +337,12 @@ def noise_scale(
         step_sizes,
         Plain,
         data=lambda: regression_data(64),
-        settings={"noise_scale": True},
+        settings={"callbacks": [NoiseScaleEstimate()]},
         fit={"epochs": 40},
     )
     result = case.trained(step_sizes, processes).result
-    return result.noise_scale, result.noise_scale_low, result.noise_scale_high
+    low, high = result.reported["noise_scale_low"], result.reported["noise_scale_high"]
+    return result.reported["noise_scale"], low, high
 
 
 @contextmanager
