@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadence.advise.goodput import best_whole, efficiency, flat_region, goodput
+from cadence.advise.goodput import best_step_size, efficiency, flat_region, goodput
 from cadence.metrics.window_time_model import Line, Model, simple
 
 LIMIT = 256
@@ -27,7 +27,7 @@ def test_the_best_step_size_by_hand() -> None:
     # sqrt(noise 128 / batch 32 * update 4 s / compute 1 s) = 4
     model = simple(4.0, 1.0, 32)
 
-    assert best_whole(model, 128, 32, LIMIT) == 4
+    assert best_step_size(model, 128, 32, LIMIT) == 4
     # goodput there: 4 * 32 / 8 samples/s, each worth (128 + 32) / (128 + 128)
     assert goodput(model, 128, 32, 4) == 16 * 160 / 256
     # 1 / goodput is proportional to 512 / k + (128 + 128) + 32 k, 512 at its least; up to
@@ -36,10 +36,10 @@ def test_the_best_step_size_by_hand() -> None:
 
 
 def test_the_best_step_size_stays_within_what_there_can_be() -> None:
-    assert best_whole(simple(4.0, 1.0, 32), 128, 32, 3) == 3
-    assert best_whole(simple(0.01, 1.0, 32), 128, 32, LIMIT) == 1
-    assert best_whole(simple(4.0, 1.0, 32), math.inf, 32, LIMIT) == LIMIT
-    assert best_whole(simple(4.0, 0.0, 32), 128, 32, LIMIT) == LIMIT
+    assert best_step_size(simple(4.0, 1.0, 32), 128, 32, 3) == 3
+    assert best_step_size(simple(0.01, 1.0, 32), 128, 32, LIMIT) == 1
+    assert best_step_size(simple(4.0, 1.0, 32), math.inf, 32, LIMIT) == LIMIT
+    assert best_step_size(simple(4.0, 0.0, 32), 128, 32, LIMIT) == LIMIT
 
 
 @given(times, times, noises, st.integers(1, 512))
@@ -48,7 +48,7 @@ def test_the_closed_form_is_the_best_of_the_grid(
 ) -> None:
     model = simple(base, slope, items)
 
-    best = goodput(model, noise, items, best_whole(model, noise, items, LIMIT))
+    best = goodput(model, noise, items, best_step_size(model, noise, items, LIMIT))
 
     every = [goodput(model, noise, items, size) for size in range(1, LIMIT + 1)]
     assert best == pytest.approx(max(every), rel=1e-12)
@@ -62,7 +62,7 @@ def test_on_bent_lines_it_is_the_best_of_the_grid_too(
     after = Line(at_knot - shallow * knot, shallow)
     model = Model((Line(base, steep, float(knot)), after), base, 8)
 
-    best = goodput(model, noise, 8, best_whole(model, noise, 8, LIMIT))
+    best = goodput(model, noise, 8, best_step_size(model, noise, 8, LIMIT))
 
     every = [goodput(model, noise, 8, size) for size in range(1, LIMIT + 1)]
     assert best == pytest.approx(max(every), rel=1e-12)

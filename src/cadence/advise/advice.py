@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from cadence.advise.goodput import FLAT, best_whole, flat_region, goodput
+from cadence.advise.goodput import FLAT, best_step_size, flat_region, goodput
 from cadence.display.table import Table, markdown, plain
 from cadence.engine.noise_scale import LEVEL as NOISE_LEVEL
 from cadence.metrics.window_time_model import LEVEL, NEAR_CEILING, Estimate, Forecast, Model
@@ -163,7 +163,7 @@ class _Question:
     limit: int
 
     def best(self) -> int:
-        return best_whole(self.forecast.model, self.noise.value, self.items, self.limit)
+        return best_step_size(self.forecast.model, self.noise.value, self.items, self.limit)
 
     def best_interval(self) -> tuple[int, int]:
         """Return the best of the fastest and the slowest updates with the ends of the noise."""
@@ -193,7 +193,7 @@ class _Question:
         return Estimate(value.value, low, max(estimate.high for estimate in (value, *ends)))
 
     def _best_of(self, model: Model, noise: float) -> float:
-        return best_whole(model, noise, self.items, self.limit)
+        return best_step_size(model, noise, self.items, self.limit)
 
     def _time_of(self, model: Model, noise: float, step_size: int) -> float:
         at_one = goodput(model, noise, self.items, 1)

@@ -53,7 +53,7 @@ def goodput(model: Model, noise: float, items: float, step_size: float) -> float
     return model.throughput(step_size) * efficiency(noise, step_size * items, items)
 
 
-def best_whole(model: Model, noise: float, items: float, limit: int) -> int:
+def best_step_size(model: Model, noise: float, items: float, limit: int) -> int:
     """Return the step_size from 1 to ``limit`` with the highest goodput.
 
     On each of the model's lines it is beside the closed form above, or at one of the line's ends.
@@ -65,7 +65,7 @@ def best_whole(model: Model, noise: float, items: float, limit: int) -> int:
         limit: The largest step_size there can be, at least 1.
     """
     peaks = _peaks(model, noise, items, limit)
-    beside = {whole for peak in peaks for whole in (math.floor(peak), math.ceil(peak))}
+    beside = {near for peak in peaks for near in (math.floor(peak), math.ceil(peak))}
     return max(sorted(beside), key=lambda each: goodput(model, noise, items, each))
 
 
@@ -91,7 +91,7 @@ def flat_region(model: Model, noise: float, items: float, limit: int) -> tuple[i
         items: In a mini-batch, summed over processes.
         limit: The largest step_size there can be.
     """
-    best = best_whole(model, noise, items, limit)
+    best = best_step_size(model, noise, items, limit)
     enough = FLAT * goodput(model, noise, items, best)
     low = high = best
     while low > 1 and goodput(model, noise, items, low - 1) >= enough:

@@ -3,7 +3,8 @@
 A user's own model, objective and mini-batches are put to the test: the gradient by micro-batches of
 several sizes is held against that of one pass over the whole window. Causes are found by
 experiment, never by a name alone: with all suspects switched off the error must vanish, and it must
-come back with each cause that is named.
+come back with each cause that is named. Random masks alone, as dropout's, are no failure: they are
+noted, and the rest is certified without them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,16 +17,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cadence.certify.causes import Cause, diagnosed, uncounted
+from cadence.certify.cause import Cause
+from cadence.certify.causes import diagnosed
 from cadence.certify.compare import Measured, SplitComparison, compare_splits, shown
-from cadence.certify.trial_passes import (
-    TOLERANCES,
-    TrialPasses,
-    in_one_pass,
-    is_finite,
-    relative_errors,
-    set_up,
-)
+from cadence.certify.copies import set_up
+from cadence.certify.precision import TOLERANCES
+from cadence.certify.reduction import uncounted
+from cadence.certify.relative_error import is_finite, relative_errors
+from cadence.certify.trial_passes import TrialPasses, in_one_pass
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.device import is_compiled
 from cadence.engine.preserve import preserved
@@ -102,27 +101,54 @@ def certify(
     notes = _notes(model, window, optimizer)
     with preserved(model):
         make = partial(set_up, model, objective, window, groups, autocast)
-        own = make()
-        finer, why_not = _finer(own, make)
-        measured = [compare_splits(bench, sizes) for bench in finer]
-        truth = measured[0] if measured and measured[0].agrees else None
-        measured.append(compare_splits(own, sizes, truth))
-        causes, left = _explained(measured[0], measured[-1], sizes, make)
-    notes += why_not
-    for found in measured:
-        notes += found.notes
+        found = _examined(make, sizes)
+        if found.causes and all(cause.modules for cause in found.causes):
+            notes += [cause.finding for cause in found.causes]
+            _switch_off(model, found.causes)
+            found = _examined(make, sizes)
     return Certificate(
         minibatches=len(window),
         samples=sum(map(sample_count, window)),
         items=items,
         microbatch_sizes=sizes,
         comparisons=tuple(
-            found.worst_of(names, group) for group, names in groups.items() for found in measured
+            measured.worst_of(names, group)
+            for group, names in groups.items()
+            for measured in found.measured
         ),
-        causes=tuple(causes),
-        error_without_causes=left,
-        notes=tuple(dict.fromkeys(notes)),
+        causes=tuple(found.causes),
+        error_without_causes=found.error_without_causes,
+        notes=tuple(dict.fromkeys(notes + found.notes)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    measured: list[Measured]
+    """By precision, the finest first and the run's own last."""
+    causes: list[Cause]
+    error_without_causes: float | None
+    notes: list[str]
+
+
+def _examined(make: Callable[..., TrialPasses], sizes: Sequence[int | None]) -> _Examined:
+    """Compare the splits in every precision, and explain a difference."""
+    own = make()
+    finer, notes = _finer(own, make)
+    measured = [compare_splits(trial, sizes) for trial in finer]
+    truth = measured[0] if measured and measured[0].agrees else None
+    measured.append(compare_splits(own, sizes, truth))
+    causes, left = _explained(measured[0], measured[-1], sizes, make)
+    for each in measured:
+        notes += each.notes
+    return _Examined(measured, causes, left, notes)
+
+
+def _switch_off(model: nn.Module, causes: Sequence[Cause]) -> None:
+    """Put the modules that draw masks in evaluation mode, and not their children."""
+    for cause in causes:
+        for name in cause.modules:
+            model.get_submodule(name).training = False
 
 
 def _checked_items(objective: Objective, window: Sequence[Batch]) -> int:
@@ -239,14 +265,14 @@ def _explained(
     elif not own.agrees:
         causes, left = [_rounding(own, finest, sizes, make)], finest.largest
     if all(cause.kind != "items" for cause in causes):
-        causes += [suspect.cause for suspect in uncounted(finest.bench, sizes)]
+        causes += [suspect.cause for suspect in uncounted(finest.trial, sizes)]
     return causes, left
 
 
 def _not_finite(measured: Measured) -> Cause:
     return Cause(
         "not finite",
-        f"the gradient of one pass is not finite in {measured.bench.precision}",
+        f"the gradient of one pass is not finite in {measured.trial.precision}",
         "look for NaN in the data and in the initial weights; debug=default names the operation",
     )
 
@@ -258,13 +284,13 @@ def _rounding(
     off = relative_errors(own.one_pass, finest.one_pass)[worst.parameter]
     remedy = "scale the inputs or the loss so that fewer large numbers cancel in the gradient"
     if (
-        own.bench.tolerance > TOLERANCES[torch.float32]
+        own.trial.tolerance > TOLERANCES[torch.float32]
         and compare_splits(make(torch.float32), sizes).agrees
     ):
         remedy = "device.precision=fp32 and float32 parameters, with which every split agrees"
     return Cause(
         "dtype",
-        f"rounding in {worst.precision}: in {finest.bench.precision} every split agrees; one pass "
+        f"rounding in {worst.precision}: in {finest.trial.precision} every split agrees; one pass "
         f"is off by {off:.1e} there, micro-batches of {shown(worst.microbatch_size)} by "
         f"{worst.error:.1e} more ({worst.parameter})",
         remedy,

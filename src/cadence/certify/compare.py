@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cadence.certify.trial_passes import Gradient, TrialPasses, errors_explained, relative_errors
+from cadence.certify.relative_error import Gradient, relative_errors
+from cadence.certify.trial_passes import TrialPasses, errors_explained
 from cadence.system.secrets import with_its_type
 
 ONE_PASS_ROUNDING = 4
@@ -40,7 +41,7 @@ class SplitComparison:
 class Measured:
     """What one precision came to."""
 
-    bench: TrialPasses
+    trial: TrialPasses
     one_pass: Gradient
     tolerances: dict[str, float]
     """By parameter."""
@@ -69,7 +70,7 @@ class Measured:
         """What could not be computed, and how much rounding was tolerated beyond the usual."""
         worst = self.worst_of(self.tolerances)
         notes = list(self.failures.values())
-        if worst.tolerance > self.bench.tolerance:
+        if worst.tolerance > self.trial.tolerance:
             rounding = worst.tolerance / ONE_PASS_ROUNDING
             notes.append(
                 f"{worst.parameter}: in {worst.precision} rounding alone puts one pass off by "
@@ -81,7 +82,7 @@ class Measured:
         """Return the comparison that is farthest beyond its tolerance, or nearest to it."""
         found = (
             SplitComparison(
-                group, self.bench.precision, errors[name], self.tolerances[name], name, size
+                group, self.trial.precision, errors[name], self.tolerances[name], name, size
             )
             for name in names
             for size, errors in self.errors.items()
@@ -90,29 +91,29 @@ class Measured:
 
 
 def compare_splits(
-    bench: TrialPasses, sizes: Sequence[int | None], truth: Measured | None = None
+    trial: TrialPasses, sizes: Sequence[int | None], truth: Measured | None = None
 ) -> Measured:
     """Compare the gradient by micro-batches of these sizes with that of one pass.
 
     ``truth`` is the same in a finer precision, from which rounding is told; None = not known.
     """
     with errors_explained():
-        one_pass = bench.gradient(bench.one_pass)
-    tolerances = dict.fromkeys(one_pass, bench.tolerance)
+        one_pass = trial.gradient(trial.one_pass)
+    tolerances = dict.fromkeys(one_pass, trial.tolerance)
     roundings = {} if truth is None else relative_errors(one_pass, truth.one_pass)
     for name, rounding in roundings.items():
         if rounding < math.inf:
-            tolerances[name] = max(bench.tolerance, ONE_PASS_ROUNDING * rounding)
-    measured = Measured(bench, one_pass, tolerances, {}, {})
+            tolerances[name] = max(trial.tolerance, ONE_PASS_ROUNDING * rounding)
+    measured = Measured(trial, one_pass, tolerances, {}, {})
     for seed, size in enumerate(sizes, 1):  # each with random numbers of its own, as in training
         _measure(measured, size, seed)
     return measured
 
 
 def _measure(measured: Measured, size: int | None, seed: int) -> None:
-    bench = measured.bench
+    trial = measured.trial
     try:
-        found = bench.gradient(bench.window, size, seed=seed)
+        found = trial.gradient(trial.window, size, seed=seed)
     except Exception as error:
         measured.errors[size] = dict.fromkeys(measured.one_pass, math.inf)
         measured.failures[size] = f"microbatch_size={shown(size)} fails: {with_its_type(error)}"

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cadence.certify.trial_passes import TrialPasses, difference, norm, tensors_in
+from cadence.certify.relative_error import difference, norm
+from cadence.certify.trial_passes import TrialPasses, tensors_in
 from cadence.data.batch import Batch, rebatched, sample_count
 
 
-class Mixing(NamedTuple):
+class Coupling(NamedTuple):
     """Whether a module's outputs depend on the split."""
 
     module: str | None
@@ -27,31 +28,31 @@ class _Call(NamedTuple):
     outputs: list[Tensor]
 
 
-def find_mixing(bench: TrialPasses, sizes: Sequence[int | None]) -> Mixing:
+def find_coupling(trial: TrialPasses, sizes: Sequence[int | None]) -> Coupling:
     """Compare what each module makes of the same samples, in one pass and in micro-batches."""
-    batch = max(bench.one_pass, key=sample_count)
-    whole = _calls(bench, batch)
+    batch = max(trial.one_pass, key=sample_count)
+    whole = _calls(trial, batch)
     cleared = False
     for size in sizes:
         if size is None or size >= sample_count(batch):
             continue
         try:
-            parts = [_calls(bench, part) for part in rebatched([batch], size)]
+            parts = [_calls(trial, part) for part in rebatched([batch], size)]
         except Exception:
             continue  # a size that cannot be computed says nothing about the others
         if any([call.module for call in part] != [call.module for call in whole] for part in parts):
             continue
         for call, *split in zip(whole, *parts, strict=True):
-            outputs = _same(call.outputs, [part.outputs for part in split], bench.tolerance)
-            inputs = _same(call.inputs, [part.inputs for part in split], bench.tolerance)
+            outputs = _same(call.outputs, [part.outputs for part in split], trial.tolerance)
+            inputs = _same(call.inputs, [part.inputs for part in split], trial.tolerance)
             if inputs and outputs is False:
-                return Mixing(call.module, model_cleared=False)
+                return Coupling(call.module, model_cleared=False)
             if call.module == "":
                 cleared = outputs is True
-    return Mixing(None, cleared)
+    return Coupling(None, cleared)
 
 
-def _calls(bench: TrialPasses, batch: Batch) -> list[_Call]:
+def _calls(trial: TrialPasses, batch: Batch) -> list[_Call]:
     """Return what each module was given and returned, in the order in which they ended."""
     calls: list[_Call] = []
 
@@ -60,10 +61,10 @@ def _calls(bench: TrialPasses, batch: Batch) -> list[_Call]:
         calls.append(_Call(name, inputs, [tensor.clone() for tensor in tensors_in(output)]))
 
     with ExitStack() as stack:
-        for name, module in bench.model.named_modules():
+        for name, module in trial.model.named_modules():
             hook = module.register_forward_hook(partial(record, name), with_kwargs=True)
             stack.callback(hook.remove)
-        bench.total(batch)
+        trial.total(batch)
     return calls
 
 
@@ -72,7 +73,10 @@ def _same(whole: list[Tensor], parts: list[list[Tensor]], tolerance: float) -> b
     if any(len(part) != len(whole) for part in parts):
         return None
     verdicts = []
+    of_samples = any(tensor.dim() for tensor in whole)
     for index, tensor in enumerate(whole):
+        if of_samples and not tensor.dim():
+            continue  # a loss beside the outputs is the objective's business
         joined = _joined(tensor, [part[index] for part in parts])
         verdicts.append(None if joined is None else _close(joined, tensor, tolerance))
     if False in verdicts:
