@@ -30,7 +30,7 @@ def carry_hooks(modules: Sequence[nn.Module], copied: Sequence[nn.Module]) -> No
         for hook in on_gradient.values():
             parameter.register_hook(hook)  # type: ignore[no-untyped-call]
         for hook in once_accumulated.values():
-            parameter.register_post_accumulate_grad_hook(hook)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def hooks_as_suspects(trial: TrialPasses) -> list[Suspect]:
