@@ -137,7 +137,7 @@ def _beyond_suspicion(
 
 def _hook_that_couples(trial: TrialPasses, name: str, sizes: Sequence[int | None]) -> Cause | None:
     """Return the forward hooks in a module as the cause, if without them it couples nothing."""
-    hooks = forward_hooks(trial.model.get_submodule(name))
+    hooks = forward_hooks(trial.model, name)
     if not hooks:
         return None
     every = [each for found in hooks.values() for each in found]

@@ -41,9 +41,11 @@ def hooks_as_suspects(trial: TrialPasses) -> list[Suspect]:
     ]
 
 
-def forward_hooks(module: nn.Module) -> dict[str, list[Hooks]]:
-    """Return the hooks on the forwards of a module and its children, by path."""
-    return _found(_modules(module), OF_FORWARDS)
+def forward_hooks(model: nn.Module, path: str) -> dict[str, list[Hooks]]:
+    """Return the hooks on the forwards of the module at a path and its children, by their paths."""
+    inside = {id(module) for module in model.get_submodule(path).modules()}
+    modules = {name: each for name, each in _modules(model).items() if id(each) in inside}
+    return _found(modules, OF_FORWARDS)
 
 
 def _suspect(
