@@ -9,7 +9,7 @@ is begun again, or goes on, has the same threads at the same window, and the sam
 The work of a micro-batch's typical operation is the mean, over the model's weight matrices, of the
 multiply-adds in one forward: a matrix's numbers times the positions that it is applied at. Where a
 matrix is applied at more positions than the shapes say (a linear layer on patches of an image), it
-is an underestimate, and fewer threads. The figures are in docs/performance.md.
+is an underestimate, and fewer threads. benchmarks/threads.py measures it.
 """
 
 import os
@@ -24,7 +24,7 @@ from cadence.data.batch import Batch, Gathered, samples_in, tensors
 from cadence.engine.device import device_of
 
 LEAST_WORK = 2**24
-"""Multiply-adds of an operation that make it worth a thread: about a millisecond of one core."""
+"""Multiply-adds of an operation that make it worth a thread: by estimate a millisecond of a core, not yet measured."""
 
 NAMED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """The environment variables by which a user names the number."""
