@@ -24,7 +24,7 @@ from cadence.data.batch import Batch, Gathered, samples_in, tensors
 from cadence.engine.device import device_of
 
 LEAST_WORK = 2**24
-"""Multiply-adds of an operation that make it worth a thread: by estimate a millisecond of a core, not yet measured."""
+"""Multiply-adds of an operation that are worth a thread: an estimate, not measured yet."""
 
 NAMED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """The environment variables by which a user names the number."""
