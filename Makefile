@@ -10,6 +10,9 @@ MLRUNS ?= $(CURDIR)/mlruns
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 
+# Every command of the tests would compile src anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup train certify advise sweep report sync ui test test-slow check docs benchmark clean
 
 help: ## say what there is to make
