@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SLOW_SECONDS = 3600
 """After which a slow test is ended; any other has what pyproject.toml says."""
 
-UNTIL = "SLOW_TESTS_UNTIL"
-"""The variable with the seconds since 1970 after which no further slow test is begun."""
+UNTIL = "TESTS_UNTIL"
+"""The variable with the seconds since 1970 after which no further test is begun."""
 
 CommandLine = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     until = os.environ.get(UNTIL)
-    if until and item.get_closest_marker("slow") and time.time() > float(until):
-        pytest.skip("the time for slow tests is over on this machine; run make test-slow")
+    if until and time.time() > float(until):
+        pytest.skip("the time for tests is over on this machine; run make test, make test-slow")
 
 
 @pytest.fixture(scope="session")
