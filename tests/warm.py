@@ -129,10 +129,10 @@ def become(request: dict[str, Any], stdout: int, stderr: int) -> int:
     sys.path[0] = request["folder"]
     try:
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
-    except SystemExit as exit:
-        if exit.code is None or isinstance(exit.code, int):
-            return exit.code or 0
-        print(exit.code, file=sys.stderr)
+    except SystemExit as told:
+        if told.code is None or isinstance(told.code, int):
+            return told.code or 0
+        print(told.code, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         traceback.print_exc()

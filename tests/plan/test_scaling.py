@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadence.cli.build import Run, build, effective_batch
+from cadence.cli.build import Run, build
 from cadence.cli.compose import composed
 from cadence.config.checks import checked
 from cadence.plan.scaling import scaled
@@ -72,7 +72,7 @@ def built(*overrides: str) -> tuple[int, Run]:
     """A run on the 1,437 digits in mini-batches of 500, and its effective batch."""
     settings = checked(composed(["data.batch_size=500", "scaling=sqrt", *overrides]))
     run = build(settings)
-    return effective_batch(settings, run.data, settings.trainer.step_size), run
+    return run.effective_batch(run.trainer.step_size), run
 
 
 @pytest.mark.parametrize(

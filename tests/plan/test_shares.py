@@ -9,12 +9,13 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cadence.cli.build import WINDOW, planned_step_sizes
+from cadence.cli.plan import planned_windows, window_name
 from cadence.cli.processes import check_device, of_the_training, processes_wanted
-from cadence.cli.run import ROOT, window_in_words
+from cadence.cli.resume import WINDOW
+from cadence.cli.run import ROOT
 from cadence.config.checks import checked, register
 from cadence.config.errors import ConfigError
-from cadence.plan.shares import MEASURED, WARM_UP, Balance, Plan, Share, balanced, even
+from cadence.plan.shares import MEASURED, WARM_UP, Balance, Share, WindowPlan, balanced, even
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=4), st.integers(0, 6))
@@ -78,7 +79,7 @@ def test_a_window_in_which_a_process_had_nothing_tells_nothing() -> None:
 )  # fmt: skip
 def test_impossible_shares_are_refused(step_size: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=r"^") as refused:
-        Plan(step_size, 2)
+        WindowPlan(step_size, 2)
     assert str(refused.value) == message
 
 
@@ -86,6 +87,11 @@ def settings_of(*overrides: str) -> Any:
     register(ROOT)
     with initialize_config_dir(str(ROOT / "conf")):
         return checked(compose("config", ["distributed=ddp", *overrides]))
+
+
+def windows_of(settings: Any, processes: int, began_with: dict[str, Any] | None) -> WindowPlan:
+    schedule, shares = settings.trainer.step_size, settings.distributed.step_sizes
+    return planned_windows(schedule, shares, processes, began_with)
 
 
 BEGAN = {
@@ -131,9 +137,7 @@ def test_a_run_that_goes_on_keeps_its_window_unless_it_is_asked_for_another(
     began_with: dict[str, Any] | None,
     shares: tuple[int, ...],
 ) -> None:
-    planned = planned_step_sizes(settings_of(*overrides), processes, began_with)
-
-    assert Plan(planned, processes).at(0) == shares
+    assert windows_of(settings_of(*overrides), processes, began_with).at(0) == shares
 
 
 @pytest.mark.parametrize(
@@ -155,14 +159,15 @@ def test_a_run_is_named_by_the_step_sizes_that_train(
     overrides: list[str], processes: int, began_with: dict[str, Any] | None, words: str
 ) -> None:
     settings = settings_of(*overrides)
-    plan = Plan(planned_step_sizes(settings, processes, began_with), processes)
+    schedule, shares = settings.trainer.step_size, settings.distributed.step_sizes
+    step_sizes = windows_of(settings, processes, began_with).at(0)
 
-    assert window_in_words(settings, plan.at(0)) == words
+    assert window_name(schedule, shares, step_sizes) == words
 
 
 def test_more_processes_than_mini_batches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^") as refused:
-        planned_step_sizes(settings_of(), 5, BEGAN)
+        windows_of(settings_of(), 5, BEGAN)
     assert str(refused.value) == (
         "distributed.processes=5: an update has 4 mini-batches, so some processes would have none; "
         "use at most 4, or a larger trainer.step_size"
@@ -197,7 +202,7 @@ def test_processes_that_are_not_possible_here_are_refused(
     settings = settings_of(*overrides)
 
     with pytest.raises(ConfigError) as refused:
-        check_device(settings, processes_wanted(settings))
+        check_device(settings.device.name, processes_wanted(settings.distributed))
     assert str(refused.value) == message
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from serving import MlflowServer, free_port
 
-from cadence.cli.fit import kept_config
+from cadence.cli.plan import kept_config
 from cadence.system.secrets import redact_files, redact_logs, redacted, redacted_tree
 from cadence.tracking.mlflow.client import open_client
 

@@ -37,7 +37,7 @@ from cadence.config.errors import ConfigError
 if TYPE_CHECKING:
     from cadence.advise.advice import Advice
     from cadence.advise.probe import Probe
-    from cadence.config.schema import Config
+    from cadence.config.schema import Config, TrackConfig
     from cadence.tracking.metrics_file import LoggedMetric
 
 
@@ -63,8 +63,8 @@ def _advise(cfg: DictConfig) -> None:
     from cadence.engine.device import autocast_dtype
     from cadence.metrics.window_time_model import forecast
 
-    console = open_console()
-    console.print(f"probe    {_what(settings)}, on {run.trainer.device}", markup=False)
+    console, what = open_console(), _what(run.batch_size)
+    console.print(f"probe    {what}, on {run.trainer.device}", markup=False)
     precision = settings.device.precision
     found = probe(
         run.trainer,
@@ -81,17 +81,19 @@ def _advise(cfg: DictConfig) -> None:
         found.first_samples,
     )
     print_advice(advice, console)
-    folder = _keep(advice, found, settings)
+    folder = _keep(advice, found, what)
     console.print(f"picture  {folder / PICTURE}", markup=False)
-    if settings.track.name != "none" and not settings.track.offline:
-        run_id = _note(cfg, settings, advice, folder)
-        console.print(f"MLflow   {run_id} in experiment {settings.track.experiment}", markup=False)
+    track = settings.track
+    if track.name != "none" and not track.offline:
+        run_id = _note(cfg, track, advice, folder)
+        console.print(f"MLflow   {run_id} in experiment {track.experiment}", markup=False)
 
 
 PICTURE, TABLE = "advice.png", "advice.md"
 
 
 def _check_question(settings: "Config") -> None:
+    """Refuse a config that asks for more than one run from its beginning on one process."""
     if settings.sweep is not None:
         option = HydraConfig.get().runtime.choices["sweep"]
         raise ConfigError(
@@ -108,15 +110,13 @@ def _check_question(settings: "Config") -> None:
         )
 
 
-def _what(settings: "Config") -> str:
+def _what(batch_size: int) -> str:
     choices = HydraConfig.get().runtime.choices
-    return (
-        f"{choices['data']} {choices['model']}, {settings.data['batch_size']} samples a mini-batch"
-    )
+    return f"{choices['data']} {choices['model']}, {batch_size} samples a mini-batch"
 
 
-def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
-    """Keep the picture and the table, and return their folder."""
+def _keep(advice: "Advice", found: "Probe", what: str) -> Path:
+    """Keep the picture and the table of what was probed, and return their folder."""
     from cadence.advise.advice import advice_markdown
     from cadence.advise.figure import advice_png
     from cadence.metrics.window_time_model import median_turns
@@ -126,13 +126,13 @@ def _keep(advice: "Advice", found: "Probe", settings: "Config") -> Path:
     folder = ROOT / "mlruns" / "advice" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     folder = folder if chosen == "." else Path(chosen).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    picture = advice_png(advice, median_turns(found.rounds), _what(settings))
+    picture = advice_png(advice, median_turns(found.rounds), what)
     write_atomically(folder / PICTURE, picture)
     write_atomically(folder / TABLE, advice_markdown(advice))
     return folder
 
 
-def _note(cfg: DictConfig, settings: "Config", advice: "Advice", folder: Path) -> str:
+def _note(cfg: DictConfig, track: "TrackConfig", advice: "Advice", folder: Path) -> str:
     """Log the advice to MLflow, and return its run."""
     from cadence.tracking.mlflow.single_run import note
     from cadence.tracking.provenance import git_tags
@@ -140,8 +140,8 @@ def _note(cfg: DictConfig, settings: "Config", advice: "Advice", folder: Path) -
     choices = HydraConfig.get().runtime.choices
     chosen = next(row for row in advice.rows if row.step_size == advice.step_size)
     return note(
-        settings.track.uri,
-        settings.track.experiment,
+        track.uri,
+        track.experiment,
         f"advice {choices['data']} {choices['model']}",
         params={key: value for key, value in flattened(cfg).items() if key not in OF_NOW},
         metrics={

@@ -5,6 +5,8 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cadence.config import project, trust
@@ -31,6 +33,11 @@ def run_task(task: Callable[[DictConfig], Any]) -> None:
         execution_whitelist=trust.patterns(),
     )
     decorate(task)()
+
+
+def in_multirun() -> bool:
+    """Return whether this run is one of several that one command starts."""
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def composed(arguments: Sequence[str]) -> DictConfig:

@@ -5,16 +5,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from cadence.cli.build import Run
-from cadence.config import checks as configs
-from cadence.system.secrets import redacted_tree, with_its_type
+from cadence.cli.plan import RunPlan
+from cadence.system.secrets import with_its_type
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cadence.config.schema import Config
     from cadence.distributed.process_group import ProcessGroup
     from cadence.metrics.result import Result
     from cadence.tracking.mlflow.tracker import Tracker
@@ -23,24 +20,17 @@ log = logging.getLogger(__name__)
 
 
 def fit_and_keep(
-    settings: "Config",
-    run: Run,
-    folder: Path,
-    tracker: "Tracker | None",
-    processes: "ProcessGroup",
-    kept: dict[str, Any],
+    plan: RunPlan, run: Run, tracker: "Tracker | None", processes: "ProcessGroup"
 ) -> "Result":
     """Train to the limits, and keep the state in the run's folder as that goes.
 
     A run that is at its end already is left as it is, with a warning.
 
     Args:
-        settings: The config.
+        plan: What the run will do.
         run: What trains.
-        folder: The run's; its checkpoints go there.
         tracker: Flushed before each save, and its run's id is kept; None = the run is not tracked.
         processes: Those that train together, which hear of a signal that comes here.
-        kept: The flattened config, kept with the state.
 
     Returns:
         What the run came to.
@@ -56,37 +46,37 @@ def fit_and_keep(
     from cadence.system.signals import Interruption
     from cadence.training.checkpointing import Checkpointing
 
-    if _is_at_its_end(settings, run):
+    if _is_at_its_end(plan, run):
         log.warning("the run had come to its end; a higher limit, such as trainer.max_epochs, "
                     "trains on")  # fmt: skip
         return run.trainer.result
     shared = processes.count > 1
     with (
-        Checkpoints(folder / FOLDER) as checkpoints,
+        Checkpoints(plan.folder / FOLDER) as checkpoints,
         Interruption(shared=shared) as interruption,
     ):
         processes.watch(interruption)
         checkpointing = Checkpointing(
             checkpoints,
-            settings.trainer.checkpoint_every,
-            config=kept,
+            plan.checkpoint_every,
+            config=plan.kept,
             mlflow_run_id=tracker.run_id if tracker else None,
             interruption=interruption,
             before_save=tracker.flush if tracker else None,
         )
         run.trainer.callbacks.append(checkpointing)
         try:
-            return fit(settings, run)
+            return fit(plan, run)
         except DivergedError:
             checkpointing.save(run.trainer)  # refused windows left the last good weights alone
             raise
 
 
-def fit(settings: "Config", run: Run) -> "Result":
+def fit(plan: RunPlan, run: Run) -> "Result":
     """Train to what is left of the limits; a run that is at its end already is left as it is.
 
     Args:
-        settings: The config.
+        plan: What the run will do.
         run: What trains.
 
     Returns:
@@ -95,29 +85,32 @@ def fit(settings: "Config", run: Run) -> "Result":
     Raises:
         Exception: As `cadence.Trainer.fit`, and what a callback raises.
     """
-    if _is_at_its_end(settings, run):
+    if _is_at_its_end(plan, run):
         return run.trainer.result
     return run.trainer.fit(
         run.train_loader,
         run.val_loader,
-        **_limits_left(settings, run),
-        evaluate_every=settings.trainer.evaluate_every,
+        **_limits_left(plan, run),
+        evaluate_every=plan.evaluate_every,
     )
 
 
-def _is_at_its_end(settings: "Config", run: Run) -> bool:
-    left = _limits_left(settings, run).values()
+def _is_at_its_end(plan: RunPlan, run: Run) -> bool:
+    left = _limits_left(plan, run).values()
     return min((limit for limit in left if limit is not None), default=1) <= 0
 
 
-def example_to_log(settings: "Config", run: Run) -> "Tensor | None":
-    """Return two samples' inputs of the model that is to be logged; None = it is not to be.
+def _limits_left(plan: RunPlan, run: Run) -> dict[str, Any]:
+    clock = run.trainer.clock
+    return plan.limits.left(clock, run.trainer.result.seconds if clock.samples else 0)
+
+
+def example_to_log(run: Run) -> "Tensor":
+    """Return two samples' inputs of the model that is to be logged.
 
     Raises:
         ValueError: MLflow cannot keep such a model.
     """
-    if settings.track.name == "none" or not settings.track.log_model:
-        return None
     from cadence.checkpoint.random_state import random_state_kept
     from cadence.data import loader
     from cadence.tracking.mlflow.example import example_inputs
@@ -127,21 +120,21 @@ def example_to_log(settings: "Config", run: Run) -> "Tensor | None":
         return example_inputs(run.trainer.model, run.trainer.objective, batch)
 
 
-def log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: "Tensor") -> None:
+def log_model(uri: str, run_id: str, run: Run, folder: Path, example: "Tensor") -> None:
     """Log the run's best model with it in MLflow; the run is what it is, whether or not this works.
 
     Without held-out data none is the best, and it is the trained model as it is. What goes wrong is
     a warning.
 
     Args:
-        settings: The config.
+        uri: MLflow's tracking URI.
+        run_id: The run there.
         run: What was trained; it has the best model's parameters afterwards.
         folder: The run's, where its best checkpoint is.
-        run_id: The run in MLflow.
         example: What `example_to_log` returned.
     """
     try:
-        _log_model(settings, run, folder, run_id, example)
+        _log_model(uri, run_id, run, folder, example)
     except Exception as error:  # the server's, the disk's, or that of pickling a user's own class
         log.warning(
             "track.log_model=true: MLflow did not take the model (%s); the run and its checkpoints "
@@ -151,7 +144,7 @@ def log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: 
         )
 
 
-def _log_model(settings: "Config", run: Run, folder: Path, run_id: str, example: "Tensor") -> None:
+def _log_model(uri: str, run_id: str, run: Run, folder: Path, example: "Tensor") -> None:
     from cadence.checkpoint.file_format import read
     from cadence.checkpoint.folder import BEST, FOLDER
     from cadence.checkpoint.state import checked_model_state
@@ -160,21 +153,4 @@ def _log_model(settings: "Config", run: Run, folder: Path, run_id: str, example:
     model, best = run.trainer.model, folder / FOLDER / BEST
     if best.exists():
         model.load_state_dict(checked_model_state(model, read(best)))
-    log_model(settings.track.uri, run_id, model, example)
-
-
-def _limits_left(settings: "Config", run: Run) -> dict[str, Any]:
-    """Return the limits of a run less what it has behind it, by their names in `Trainer.fit`."""
-    limits, so_far = settings.trainer, run.trainer.clock
-    seconds = run.trainer.result.seconds if so_far.samples else 0
-    return {
-        "epochs": limits.max_epochs and limits.max_epochs - so_far.epoch,
-        "max_samples": limits.max_samples and limits.max_samples - so_far.samples,
-        "max_seconds": limits.max_seconds and limits.max_seconds - seconds,
-    }
-
-
-def kept_config(cfg: DictConfig, processes: int) -> dict[str, Any]:
-    """Return the flattened config as checkpoints keep it, without secrets."""
-    kept: dict[str, Any] = redacted_tree(configs.flattened(cfg))
-    return kept | {"distributed.processes": processes}
+    log_model(uri, run_id, model, example)

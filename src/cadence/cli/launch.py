@@ -19,6 +19,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -34,13 +35,13 @@ from cadence.config.errors import explained
 from cadence.system.signals import SIGNALS
 
 if TYPE_CHECKING:
-    from cadence.config.schema import Config
+    from cadence.config.schema import Config, TrackConfig
 
 GRACE_SECONDS = 15.0
 """How long the others have to end by themselves when a process is gone."""
 
-Trained: TypeAlias = Callable[[DictConfig], tuple[float, float]]
-"""Trains as a config says, and returns the objectives."""
+Trained: TypeAlias = Callable[[DictConfig, "Config", int], tuple[float, float]]
+"""Trains as a config says on so many processes, and returns the objectives."""
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +109,14 @@ def launched(
             _work,
         )
         try:
-            returned = launch(trained, cfg, HydraConfig.instance().cfg, Path(failures))
+            training = partial(trained, cfg, settings, count)
+            returned = launch(training, HydraConfig.instance().cfg, Path(failures))
         except ChildFailedError as error:
             failure = _first(Path(failures), error)
             status = "KILLED" if signals else "FAILED"
             if _traces(folder) != before:
-                _mark(folder, settings, status, f"{failure.kind}: {failure.text}")
+                reason = f"{failure.kind}: {failure.text}"
+                _mark(folder, status, reason, seed=settings.seed, track=settings.track)
             if signals:
                 raise KeyboardInterrupt(signals[0]) from error
             raise ProcessFailedError(failure.text) from RuntimeError(failure.trace)
@@ -210,7 +213,7 @@ def _traces(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in files if file.exists()}
 
 
-def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
+def _mark(folder: Path, status: str, reason: str, *, seed: int, track: "TrackConfig") -> None:
     """Say in the run's folder and in MLflow how it ended, if it had begun."""
     from cadence.checkpoint.folder import FOLDER
     from cadence.metrics.summary import mark_ended
@@ -224,12 +227,12 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
         file.update(status=status, reason=reason, ended=milliseconds())
     if file is not None or (folder / FOLDER).exists():
         run_id = file.run.run_id if file else None
-        mark_ended(folder, seed=settings.seed, mlflow_run_id=run_id, status=status)
-    if file is None or settings.track.offline:
+        mark_ended(folder, seed=seed, mlflow_run_id=run_id, status=status)
+    if file is None or track.offline:
         return
     file.update_upload(ended=False)
     try:
-        delivered(folder, settings.track.uri)
+        delivered(folder, track.uri)
     except (UploadError, ValueError, OSError) as error:
         log.warning("MLflow was not told that the run is %s (%s)", status, error)
 
@@ -238,7 +241,7 @@ def _mark(folder: Path, settings: "Config", status: str, reason: str) -> None:
 
 
 def _work(
-    trained: Trained, cfg: DictConfig, hydra: Any, failures: Path
+    training: Callable[[], tuple[float, float]], hydra: Any, failures: Path
 ) -> tuple[float, float] | int:
     """Train as one of several processes; return the objectives, or the signal that ended it."""
     from cadence.distributed.lost import ProcessLostError
@@ -255,7 +258,7 @@ def _work(
                 configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
         else:
             logging.getLogger().addHandler(logging.NullHandler())
-        return trained(cfg)
+        return training()
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         _leave_if_orphaned(number)

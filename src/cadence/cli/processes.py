@@ -18,7 +18,7 @@ from cadence.config.schema import SAME_ON_ALL
 
 if TYPE_CHECKING:
     from cadence.cli.build import Run
-    from cadence.config.schema import Config
+    from cadence.config.schema import Config, DistributedConfig
     from cadence.distributed.process_group import ProcessGroup
 
 WITHOUT_A_TRACE = (
@@ -51,13 +51,16 @@ def without_a_trace(arguments: Sequence[str]) -> list[str]:
     return [*arguments, *WITHOUT_A_TRACE, SILENT]
 
 
-def processes_wanted(settings: "Config") -> int:
+def processes_wanted(chosen: "DistributedConfig") -> int:
     """Return how many processes the run has.
+
+    Args:
+        chosen: What the config says of them.
 
     Raises:
         ConfigError: So many are not possible here.
     """
-    chosen, started = settings.distributed, int(os.environ.get("WORLD_SIZE", "1"))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
     if chosen.name == "none":
         if is_launched() and started > 1:
             raise ConfigError(
@@ -81,13 +84,16 @@ def processes_wanted(settings: "Config") -> int:
     return count
 
 
-def check_device(settings: "Config", processes: int) -> None:
+def check_device(name: str, processes: int) -> None:
     """Refuse a device that several processes cannot share out.
+
+    Args:
+        name: ``device.name``.
+        processes: How many train together.
 
     Raises:
         ConfigError: It is one certain device, or there are too few.
     """
-    name = settings.device.name
     if processes == 1 or name == "cpu":
         return
     if name not in ("auto", "cuda"):
@@ -112,7 +118,10 @@ def _cuda_devices() -> int:
 
 @contextmanager
 def joined_processes(settings: "Config", count: int) -> Iterator["ProcessGroup"]:
-    """Join the run's other processes, each on its own device and with its share of the cores."""
+    """Join the run's other processes, each on its own device and with its share of the cores.
+
+    The device of the config becomes this process's own.
+    """
     from cadence.distributed.process_group import SingleProcess
     from cadence.distributed.torch_group import init_process_group
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cadence.cli.build import WINDOW
 from cadence.cli.conf_folders import with_conf_folders
 from cadence.config.changes import changes
 from cadence.config.checks import quoted
@@ -24,7 +23,6 @@ from cadence.system.secrets import HIDDEN, redacted
 
 if TYPE_CHECKING:
     from cadence.checkpoint.state import State
-    from cadence.config.schema import Config
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +31,9 @@ KEPT = ".hydra"
 """What a run keeps of its config, in its folder."""
 
 OVERRIDES = f"{KEPT}/overrides.yaml"
+
+WINDOW = "distributed.window"
+"""Mini-batches per update, all processes together, as a checkpoint keeps it beside the config."""
 
 
 def with_resume(arguments: Sequence[str], runs: Path) -> list[str]:
@@ -140,25 +141,25 @@ def where_a_trial_goes_on(folder: Path, there: str) -> str | None:
     return None if is_own else there
 
 
-def state_to_go_on_from(settings: "Config", kept: Mapping[str, Any]) -> "State | None":
+def state_to_go_on_from(resume: str | None, kept: Mapping[str, Any]) -> "State | None":
     """Return the state that ``resume=`` names; None = the run begins.
 
     Args:
-        settings: The config.
-        kept: The same as checkpoints keep it.
+        resume: The folder of a run; None = of none.
+        kept: The config as checkpoints keep it.
 
     Raises:
         ConfigError: It would be another training.
         ValueError: No checkpoint there can be read.
     """
-    if settings.resume is None:
+    if resume is None:
         return None
     from cadence.checkpoint.folder import FOLDER, has_begun, latest
 
-    if not has_begun(Path(settings.resume)):
-        log.warning("resume=%s: no checkpoint was saved there yet; it begins", settings.resume)
+    if not has_begun(Path(resume)):
+        log.warning("resume=%s: no checkpoint was saved there yet; it begins", resume)
         return None
-    state = latest(Path(settings.resume) / FOLDER)
+    state = latest(Path(resume) / FOLDER)
     check_changes(state, kept)
     return state
 

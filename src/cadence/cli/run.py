@@ -1,25 +1,24 @@
 """What a run tells as it goes: the terminal's lines, MLflow's run, and its summary."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from cadence.cli.build import Run, effective_batch
+from cadence.cli.build import Run
+from cadence.cli.compose import in_multirun
+from cadence.cli.plan import RunPlan
 from cadence.config import checks as configs
 from cadence.config import project
 from cadence.config.keys import marked
 from cadence.config.schema import PLACE
-from cadence.plan.window import StepSizeSchedule
 from cadence.system.secrets import redacted
 
 if TYPE_CHECKING:
-    from cadence.checkpoint.state import State
-    from cadence.config.schema import Config
+    from cadence.config.schema import TrackConfig
     from cadence.tracking.mlflow.tracker import Tracker
 
 ROOT = project.root()
@@ -29,98 +28,66 @@ OF_NOW = marked(PLACE)
 """Keys that say where a run is kept and not what it is: no params to compare runs by."""
 
 
-def in_multirun() -> bool:
-    """Return whether this run is one of several that one command starts."""
-    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
-
-
-def tracked(
-    cfg: DictConfig, settings: "Config", run: Run, folder: Path, state: "State | None"
-) -> AbstractContextManager["Tracker | None"]:
+def tracked(plan: RunPlan, run: Run) -> AbstractContextManager["Tracker | None"]:
     """Return what tracks a run in MLflow, as a context; None in it = nothing does.
 
     Args:
-        cfg: The config, whose values are the run's params.
-        settings: The same as plain values.
+        plan: What the run will do; the values of its config are the run's params.
         run: What trains.
-        folder: The run's.
-        state: What it goes on from; None = it begins.
     """
-    if settings.track.name == "none":
+    track = plan.tracking
+    if track is None:
         return nullcontext()
 
     from cadence.tracking import address
     from cadence.tracking.mlflow.tracker import Tracker
     from cadence.tracking.provenance import environment, git_tags
 
-    is_trial = in_multirun() and settings.track.run_id is not None
-    if is_trial and not settings.track.offline:
-        address.wait(settings.track.uri)  # the sweep made its run there
+    is_trial = in_multirun() and track.run_id is not None
+    if is_trial and not track.offline:
+        address.wait(track.uri)  # the sweep made its run there
     choices = HydraConfig.get().runtime.choices
-    window = window_in_words(settings, run.trainer.step_sizes)
     share = run.total_samples // 100 if run.total_samples else len(run.data.train) // 10
+    params = configs.flattened(plan.composed)
     return Tracker(
-        settings.track.uri,
-        settings.track.experiment,
-        f"{window} {choices['data']} {choices['model']}",
-        params={key: value for key, value in configs.flattened(cfg).items() if key not in OF_NOW},
-        tags={"cadence.run_folder": str(folder), **git_tags(ROOT)},
+        track.uri,
+        track.experiment,
+        f"{plan.window_name} {choices['data']} {choices['model']}",
+        params={key: value for key, value in params.items() if key not in OF_NOW},
+        tags={"cadence.run_folder": str(plan.folder), **git_tags(ROOT)},
         texts={
-            "config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
+            "config.yaml": OmegaConf.to_yaml(plan.composed, resolve=True),
             "environment.json": environment(),
         },
-        every=settings.track.every or max(1, share),
-        folder=folder,
-        run_id=settings.track.run_id,
-        resumed_at=state.clock.samples if state else 0 if settings.resume else None,
-        parent=_parent(settings),
-        offline=settings.track.offline,
+        every=track.every or max(1, share),
+        folder=plan.folder,
+        run_id=track.run_id,
+        resumed_at=plan.state.clock.samples if plan.state else 0 if plan.resume else None,
+        parent=_parent(track),
+        offline=track.offline,
     )
 
 
-def window_in_words(settings: "Config", step_sizes: Sequence[int]) -> str:
-    """Return the mini-batches per update that a run's name tells.
-
-    Args:
-        settings: The config. Its step_size is not what trains where each process has a share of its
-            own, and where a run goes on with another number of processes.
-        step_sizes: Those of each process as the run begins or goes on, which do train; ``auto``
-            begins with even ones.
-    """
-    shares, step_size = settings.distributed.step_sizes, settings.trainer.step_size
-    if isinstance(step_size, Mapping) or (shares is None and {*step_sizes} == {step_size}):
-        return f"step_size={step_size}"
-    if len(step_sizes) == 1:
-        return f"step_size={step_sizes[0]}"
-    return f"step_sizes=[{','.join(map(str, step_sizes))}]"
-
-
-def _parent(settings: "Config") -> str | Path | None:
+def _parent(track: "TrackConfig") -> str | Path | None:
     """Return the MLflow run that groups the jobs of a plain multirun; None = it is no such job.
 
     Offline it is the multirun's folder, whose run is made on delivery.
     """
-    hydra_config = HydraConfig.get()
-    if not in_multirun() or settings.track.run_id is not None:
+    if not in_multirun() or track.run_id is not None:
         return None
     from cadence.tracking.mlflow.sweep_runs import parent_of_folder
 
-    folder = Path(hydra_config.sweep.dir).absolute()
-    if settings.track.offline:
-        return folder
-    return parent_of_folder(settings.track.uri, settings.track.experiment, folder)
+    folder = Path(HydraConfig.get().sweep.dir).absolute()
+    return folder if track.offline else parent_of_folder(track.uri, track.experiment, folder)
 
 
 @contextmanager
-def summarised(
-    settings: "Config", run: Run, folder: Path, tracker: "Tracker | None"
-) -> Iterator[None]:
+def summarised(plan: RunPlan, run: Run, tracker: "Tracker | None") -> Iterator[None]:
     """Leave a summary.json and MLflow's last numbers behind, however the run ends.
 
     Args:
-        settings: The config.
+        plan: What the run will do.
         run: What trains.
-        folder: The run's.
         tracker: Takes the last numbers and the file, and has the run's id; None = the run is not
             tracked, and its ``mlflow_run_id`` is null.
 
@@ -138,11 +105,11 @@ def summarised(
     finally:
         result = run.trainer.result
         summary = write_summary(
-            folder,
+            plan.folder,
             result,
-            effective_batch=effective_batch(settings, run.data, sum(run.trainer.step_sizes)),
+            effective_batch=run.effective_batch(sum(run.trainer.step_sizes)),
             step_sizes=run.trainer.step_sizes,
-            seed=settings.seed,
+            seed=plan.seed,
             mlflow_run_id=tracker.run_id if tracker else None,
             status=status_after(error),
         )
@@ -150,11 +117,10 @@ def summarised(
             tracker.finish(run.trainer.clock, result, [summary])
 
 
-def facts(settings: "Config", run: Run) -> dict[str, str]:
+def facts(plan: RunPlan, run: Run) -> dict[str, str]:
     """Return what a run is, a line of words by name."""
     choices = HydraConfig.get().runtime.choices
     data, trainer = run.data, run.trainer
-    later = StepSizeSchedule(settings.trainer.step_size).later
     minibatches = len(run.train_loader)
     processes, window = len(trainer.step_sizes), sum(trainer.step_sizes)
     shown = trainer.step_size if processes == 1 else list(trainer.step_sizes)
@@ -163,42 +129,41 @@ def facts(settings: "Config", run: Run) -> dict[str, str]:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     held_out = 0 if data.validation is None else len(data.validation)
     items = "samples" if data.items_per_sample == 1 else "items"
-    limits = {
-        "epochs": settings.trainer.max_epochs,
-        "samples": settings.trainer.max_samples,
-        "seconds": settings.trainer.max_seconds,
-    }
-    ends = " or ".join(f"{limit:,} {unit}" for unit, limit in limits.items() if limit)
+    limits = plan.limits._asdict().items()
+    ends = " or ".join(f"{limit:,} {unit}" for unit, limit in limits if limit)
     return {
-        "model": f"{choices['model']}, {parameters:,} parameters, {settings.device.precision} on "
+        "model": f"{choices['model']}, {parameters:,} parameters, {plan.precision} on "
         f"{trainer.device}",
         "data": f"{choices['data']}, {len(data.train):,} training and {held_out:,} validation "
         "samples",
         "window": f"step_size={shown} mini-batches per update of "
-        f"{settings.data['batch_size']} samples{beside}: effective batch "
-        f"{effective_batch(settings, data, window):,} {items}"
-        + "".join(f"; {step_size} from {samples:,} samples on" for samples, step_size in later),
+        f"{run.batch_size} samples{beside}: effective batch "
+        f"{run.effective_batch(window):,} {items}"
+        + "".join(
+            f"; {step_size} from {samples:,} samples on"
+            for samples, step_size in plan.windows.later
+        ),
         "epoch": f"{minibatches:,} mini-batches, {updates:,} updates",
         "run": ends + (f", {run.total_samples:,} samples in all" if run.total_samples else ""),
     }
 
 
-def where_to_look(settings: "Config", folder: Path, tracker: "Tracker | None") -> dict[str, str]:
+def where_to_look(plan: RunPlan, tracker: "Tracker | None") -> dict[str, str]:
     """Return where a run's results are, a place or a command by name.
 
     Args:
-        settings: The config.
-        folder: The run's.
+        plan: What the run did.
         tracker: What tracked it; None = nothing did, so only the folder is told.
     """
-    look = {"run folder": str(folder)}
-    if tracker and settings.track.offline:
-        look["MLflow run"] = f"to be delivered by {project.command('sync')} {folder}"
-    elif tracker:
-        look["MLflow run"] = f"{tracker.run_id} in experiment {settings.track.experiment}"
-        ours = settings.track.uri == f"sqlite:///{ROOT}/mlruns/mlflow.db"
-        uri = redacted(settings.track.uri)
-        ui = "cadence ui" if project.is_entered() else "make ui"
-        command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
-        look["compare runs"] = ui if ours else command
+    look, track = {"run folder": str(plan.folder)}, plan.tracking
+    if tracker is None or track is None:
+        return look
+    if track.offline:
+        look["MLflow run"] = f"to be delivered by {project.command('sync')} {plan.folder}"
+        return look
+    look["MLflow run"] = f"{tracker.run_id} in experiment {track.experiment}"
+    ours = track.uri == f"sqlite:///{ROOT}/mlruns/mlflow.db"
+    ui = "cadence ui" if project.is_entered() else "make ui"
+    command = f"mlflow ui --host 127.0.0.1 --backend-store-uri {redacted(track.uri)}"
+    look["compare runs"] = ui if ours else command
     return look

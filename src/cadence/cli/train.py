@@ -9,17 +9,18 @@ inside the functions, so that ``--help`` and a typo are answered at once.
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cadence.cli.build import WINDOW, Run, build, planned_step_sizes
-from cadence.cli.compose import run_task
+from cadence.cli.build import Run, build
+from cadence.cli.compose import in_multirun, run_task
 from cadence.cli.errors import command_line, errors_in_one_line, logged_with_traceback
-from cadence.cli.fit import example_to_log, fit, fit_and_keep, kept_config, log_model
+from cadence.cli.fit import example_to_log, fit, fit_and_keep, log_model
 from cadence.cli.launch import launched
 from cadence.cli.overrides import with_one_schedule
+from cadence.cli.plan import RunPlan, planned, planned_windows
 from cadence.cli.processes import (
     check_device,
     check_same_run,
@@ -29,23 +30,15 @@ from cadence.cli.processes import (
     processes_wanted,
     without_a_trace,
 )
-from cadence.cli.resume import (
-    state_to_go_on_from,
-    take_along,
-    take_over,
-    where_a_trial_goes_on,
-    with_resume,
-)
-from cadence.cli.run import ROOT, facts, in_multirun, summarised, tracked, where_to_look
+from cadence.cli.resume import take_along, take_over, with_resume
+from cadence.cli.run import ROOT, facts, summarised, tracked, where_to_look
 from cadence.cli.secrets import with_secrets_in_environment
-from cadence.config import checks as configs
+from cadence.config.checks import checked
 from cadence.config.errors import ConfigError
-from cadence.plan.shares import Plan
 from cadence.system.locks import run_lock
 from cadence.system.secrets import redact_files
 
 if TYPE_CHECKING:
-    from cadence.checkpoint.state import State
     from cadence.config.schema import Config
     from cadence.distributed.process_group import ProcessGroup
 
@@ -59,7 +52,7 @@ def train(cfg: DictConfig) -> tuple[float, float]:
 
 def _train(cfg: DictConfig) -> tuple[float, float]:
     _redact_hydra_files()
-    settings = configs.checked(cfg)
+    settings = checked(cfg)
     if settings.sweep is not None and settings.resume is None and not in_multirun():
         option = HydraConfig.get().runtime.choices["sweep"]
         raise ConfigError(
@@ -71,98 +64,89 @@ def _train(cfg: DictConfig) -> tuple[float, float]:
             "track.log_model=true: a model goes to MLflow at once; not with track.offline=true"
         )
     if settings.track.name == "mlflow" and not settings.track.offline:
-        _start_mlflow(settings)
+        _start_mlflow(settings.distributed.name)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with run_lock(folder) if has_run_folder() else nullcontext():
         return _on_processes(cfg, settings)
 
 
-def _start_mlflow(settings: "Config") -> None:
+def _start_mlflow(distributed: str) -> None:
     """Let MLflow be imported beside torch, in a process of its own, where this one trains."""
     from cadence.tracking.mlflow import server_process
 
-    if settings.distributed.name == "none" and not in_multirun() and not is_launched():
+    if distributed == "none" and not in_multirun() and not is_launched():
         server_process.start()
 
 
 def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
     """Train in this process, or in those that it starts."""
-    count = processes_wanted(settings)
-    check_device(settings, count)
+    count = processes_wanted(settings.distributed)
+    check_device(settings.device.name, count)
     if is_launched() and in_multirun():
         raise ConfigError(
             "--multirun: torchrun starts the processes of one run; without it each trial of a "
             "sweep starts its own by distributed=ddp distributed.processes="
         )
     if count == 1 or is_launched():
-        return trained(cfg)
+        return trained(cfg, settings, count)
     if settings.resume is None:
-        planned_step_sizes(settings, count, None)
+        planned_windows(settings.trainer.step_size, settings.distributed.step_sizes, count, None)
     return launched(trained, cfg, settings, count)
 
 
-def trained(cfg: DictConfig) -> tuple[float, float]:
-    """Train in this process, alone or beside others, and return what `train` does."""
-    settings = configs.checked(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if in_multirun() and settings.resume is not None:
-        settings.resume = where_a_trial_goes_on(folder, settings.resume)
-    count = processes_wanted(settings)
+def trained(cfg: DictConfig, settings: "Config", count: int) -> tuple[float, float]:
+    """Train in this process, alone or beside others, and return what `train` does.
+
+    Args:
+        cfg: The composed config.
+        settings: The same as plain values.
+        count: How many processes train together.
+    """
     with joined_processes(settings, count) as processes:
-        kept = kept_config(cfg, count)
-        state = state_to_go_on_from(settings, kept)
-        began_with = None if state is None else state.config
-        step_sizes = planned_step_sizes(settings, count, began_with)
-        kept[WINDOW] = sum(Plan(step_sizes, count).at(0))
-        run = build(settings, processes, step_sizes)
-        if state is not None:
-            run.trainer.restore(state)
+        plan = planned(cfg, settings, count)
+        run = build(settings, processes, plan.windows)
+        if plan.state is not None:
+            run.trainer.restore(plan.state)
         check_same_run(processes, run)
         if processes.rank > 0:
-            return _train_beside(settings, run, processes)
-        return _train_and_tell(cfg, settings, run, state, processes, kept)
+            return _train_beside(plan, run, processes)
+        return _train_and_show(plan, run, processes)
 
 
-def _train_beside(settings: "Config", run: Run, processes: "ProcessGroup") -> tuple[float, float]:
-    """Train beside process 0, which evaluates, writes and tells."""
+def _train_beside(plan: RunPlan, run: Run, processes: "ProcessGroup") -> tuple[float, float]:
+    """Train beside process 0, which evaluates, writes and shows."""
     from cadence.system.signals import Interruption
     from cadence.training.checkpointing import StopsWhenInterrupted
 
     with Interruption(shared=True) as interruption:
         processes.watch(interruption)
         run.trainer.callbacks.append(StopsWhenInterrupted(interruption))
-        result = fit(settings, run)
+        result = fit(plan, run)
     return result.val_loss, result.samples_per_second
 
 
-def _train_and_tell(
-    cfg: DictConfig,
-    settings: "Config",
-    run: Run,
-    state: "State | None",
-    processes: "ProcessGroup",
-    kept: dict[str, Any],
-) -> tuple[float, float]:
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    example = example_to_log(settings, run)
-    if state is not None:
-        take_along(Path(settings.resume or ""), folder)
+def _train_and_show(plan: RunPlan, run: Run, processes: "ProcessGroup") -> tuple[float, float]:
+    """Train with all that process 0 keeps, tracks and shows of a run."""
+    track = plan.tracking
+    example = example_to_log(run) if track and track.log_model else None
+    if plan.state is not None and plan.resume is not None:
+        take_along(plan.resume, plan.folder)
 
     from cadence.display.terminal import Display
 
     display = Display(run.total_samples, quiet=in_multirun())
-    display.facts(facts(settings, run))
+    display.facts(facts(plan, run))
     with (
-        tracked(cfg, settings, run, folder, state) as tracker,
-        summarised(settings, run, folder, tracker),
+        tracked(plan, run) as tracker,
+        summarised(plan, run, tracker),
         display,
     ):
-        take_over(folder, cfg, begins=state is None)
+        take_over(plan.folder, plan.composed, begins=plan.state is None)
         run.trainer.callbacks += [display, tracker] if tracker else [display]
-        result = fit_and_keep(settings, run, folder, tracker, processes, kept)
-    display.table(result, run.trainer.step_sizes, where_to_look(settings, folder, tracker))
-    if tracker and tracker.run_id and example is not None:
-        log_model(settings, run, folder, tracker.run_id, example)
+        result = fit_and_keep(plan, run, tracker, processes)
+    display.table(result, run.trainer.step_sizes, where_to_look(plan, tracker))
+    if track and tracker and tracker.run_id and example is not None:
+        log_model(track.uri, tracker.run_id, run, plan.folder, example)
     return result.val_loss, result.samples_per_second
 
 

@@ -37,7 +37,7 @@ def checked(cfg: DictConfig) -> Config:
     """Return a composed config as plain values, if a run can be made of it.
 
     ``model``, ``data`` and ``optimizer`` become plain dicts, whether their YAML has a schema here
-    or is a user's own.
+    or is a user's own; ``trainer.step_size`` becomes a `cadence.plan.window.StepSizeSchedule`.
 
     Raises:
         ConfigError: A value is missing or out of its limits, or a target is not trusted.
@@ -51,7 +51,7 @@ def checked(cfg: DictConfig) -> Config:
     config = _typed(cfg)
     _check_limits(config, "")
     try:
-        StepSizeSchedule(config.trainer.step_size)
+        config.trainer.step_size = StepSizeSchedule(config.trainer.step_size)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer.{error}") from error
     ends = config.trainer.max_epochs, config.trainer.max_samples, config.trainer.max_seconds

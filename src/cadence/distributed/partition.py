@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from cadence.data.batch import Batch, first_samples
 from cadence.distributed.random_numbers import RandomStreams
 from cadence.plan.clock import Clock
-from cadence.plan.shares import Plan, Share
+from cadence.plan.shares import Share, WindowPlan
 from cadence.plan.window import windows
 
 
@@ -44,7 +44,7 @@ PlannedWindow: TypeAlias = tuple[tuple[int, ...], Sequence[Batch]]
 
 
 def as_planned(
-    plan: Plan,
+    plan: WindowPlan,
     now: Now,
     draw: Callable[[tuple[int, ...], Clock], Iterator[Sequence[Batch]]],
 ) -> Iterator[PlannedWindow]:

@@ -28,7 +28,7 @@ from cadence.distributed.partition import (
 from cadence.engine.accumulation import Summed
 from cadence.objectives import Objective
 from cadence.plan.clock import Limits
-from cadence.plan.shares import Plan
+from cadence.plan.shares import WindowPlan
 from cadence.plan.window import windows
 from cadence.system.signals import Interruption
 
@@ -73,7 +73,7 @@ class ProcessGroup(Protocol):
         """
 
     def windows(
-        self, loader: Iterable[Batch], plan: Plan, now: Now, limits: Limits
+        self, loader: Iterable[Batch], plan: WindowPlan, now: Now, limits: Limits
     ) -> Iterator[PlannedWindow]:
         """Return this process's mini-batches of each window in the rest of an epoch.
 
@@ -125,7 +125,7 @@ class SingleProcess:
         """Do nothing: there is no other to differ from."""
 
     def windows(
-        self, loader: Iterable[Batch], plan: Plan, now: Now, limits: Limits
+        self, loader: Iterable[Batch], plan: WindowPlan, now: Now, limits: Limits
     ) -> Iterator[PlannedWindow]:
         """Return the windows in the rest of an epoch."""
         if isinstance(loader, GathersWindows):

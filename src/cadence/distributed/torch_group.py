@@ -21,7 +21,7 @@ from cadence.distributed.process_group import WindowCounts
 from cadence.distributed.random_numbers import RandomStreams
 from cadence.objectives import Objective, items_in
 from cadence.plan.clock import Limits
-from cadence.plan.shares import Balance, Plan, Share
+from cadence.plan.shares import Balance, Share, WindowPlan
 from cadence.system.signals import SIGNALS, Interruption
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class TorchProcessGroup:
             )
 
     def windows(
-        self, loader: Iterable[Batch], plan: Plan, now: Now, limits: Limits
+        self, loader: Iterable[Batch], plan: WindowPlan, now: Now, limits: Limits
     ) -> Iterator[PlannedWindow]:
         """Yield this process's mini-batches of each window in the rest of an epoch."""
         stream = as_planned(

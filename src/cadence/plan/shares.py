@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple, TypeAlias
 
-from cadence.plan.window import StepSizes, StepSizeSchedule, checked_step_size
+from cadence.plan.window import Change, StepSizes, StepSizeSchedule, checked_step_size
 
 WARM_UP = 2
 """Windows that are not measured: the first passes of a process allocate and compile."""
@@ -41,7 +41,7 @@ def even(window: int, processes: int) -> tuple[int, ...]:
 
     Args:
         window: Mini-batches per update.
-        processes: ProcessGroup, at least 1.
+        processes: Processes, at least 1.
 
     Raises:
         ValueError: There are more processes than mini-batches.
@@ -72,11 +72,11 @@ def balanced(seconds: Sequence[float], window: int) -> tuple[int, ...]:
     return tuple(shares)
 
 
-SharedStepSizes: TypeAlias = StepSizes | Sequence[int]
+SharedStepSizes: TypeAlias = StepSizes | StepSizeSchedule | Sequence[int]
 """Mini-batches per update of each process: as one process has them, or a number for each."""
 
 
-class Plan:
+class WindowPlan:
     """The mini-batches of each process in every window of a run.
 
     Args:
@@ -89,14 +89,15 @@ class Plan:
 
     def __init__(self, step_sizes: SharedStepSizes, processes: int) -> None:
         self.step_sizes = step_sizes
-        """As they were given."""
+        """As they were given: what another plan of the same windows is made of."""
         self._processes = processes
         self._schedule: StepSizeSchedule | None = None
         if isinstance(step_sizes, Sequence):
             self._shares = self._one_for_each(step_sizes)
-        else:
-            self._schedule = StepSizeSchedule(step_sizes)
-            self._shares = (self._schedule.first,) * processes
+            return
+        if not isinstance(step_sizes, StepSizeSchedule):
+            step_sizes = StepSizeSchedule(step_sizes)
+        self._schedule, self._shares = step_sizes, (step_sizes.first,) * processes
 
     def _one_for_each(self, step_sizes: Sequence[int]) -> tuple[int, ...]:
         count = self._processes
@@ -111,6 +112,11 @@ class Plan:
     def window(self) -> int:
         """Mini-batches of the largest window there will be, all processes together."""
         return self._processes * self._schedule.largest if self._schedule else sum(self._shares)
+
+    @property
+    def later(self) -> list[Change]:
+        """The changes after the start, the same for each process; often none."""
+        return self._schedule.later if self._schedule else []
 
     def at(self, samples: int) -> tuple[int, ...]:
         """Return the mini-batches of each process in a window that begins after so many samples."""

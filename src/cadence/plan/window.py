@@ -67,10 +67,15 @@ class StepSizeSchedule:
     """
 
     def __init__(self, step_sizes: StepSizes) -> None:
+        self.given = step_sizes
+        """As the caller gave it."""
         if isinstance(step_sizes, Mapping):
             self._changes = [Change(*change) for change in _checked_schedule(step_sizes)]
         else:
             self._changes = [Change(0, checked_step_size(step_sizes))]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.given})"
 
     @property
     def first(self) -> int:

@@ -32,7 +32,7 @@ from cadence.objectives import Objective
 from cadence.plan.clock import Clock, Limits
 from cadence.plan.numbers import whole_number
 from cadence.plan.schedule import Schedule, constant
-from cadence.plan.shares import Plan, SharedStepSizes
+from cadence.plan.shares import SharedStepSizes, WindowPlan
 from cadence.plan.window import DEFAULT_STEP_SIZE
 from cadence.training.callback import Callback, Tracker
 from cadence.training.epochs import announce_epoch, batches_in, warn_of_short_epochs
@@ -94,7 +94,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         """What is called as the run goes on; callbacks may be added between calls of `fit`."""
         self._processes = processes or SingleProcess()
-        self._plan = Plan(step_size, self._processes.count)
+        self._windows = WindowPlan(step_size, self._processes.count)
         self.device = devices.resolved(device)
         self.model = model.to(self.device)
         self.optimizer = optimizer
@@ -149,12 +149,12 @@ class Trainer:
 
     @step_size.setter
     def step_size(self, step_size: SharedStepSizes) -> None:
-        self._plan = Plan(step_size, self._processes.count)
+        self._windows = WindowPlan(step_size, self._processes.count)
 
     @property
     def step_sizes(self) -> tuple[int, ...]:
         """Mini-batches per update of each process at present."""
-        return self._plan.at(self.clock.samples)
+        return self._windows.at(self.clock.samples)
 
     @devices.restored_threads()
     def fit(
@@ -273,7 +273,7 @@ class Trainer:
         self._memory.begin()
         self._record = Record(self.device, self._memory)
         self._restore_record()
-        warn_of_short_epochs(train_loader, self._plan.window)
+        warn_of_short_epochs(train_loader, self._windows.window)
         if not self.model.training:  # else it keeps parts that its owner froze by eval()
             self.model.train()
         self._stops = self._measures_parts = False
@@ -329,7 +329,7 @@ class Trainer:
         self._microbatching.took(seconds - self._processes.waited, samples_in(minibatches))
         stop_if_diverged(self.clock, outcome, self._max_skipped)
         if counts.step_sizes is not None:
-            self._plan.share_out(counts.step_sizes)
+            self._windows.share_out(counts.step_sizes)
         return window
 
     def _is_over(self, limits: Limits) -> bool:
@@ -368,7 +368,7 @@ class Trainer:
             restore_random_states(states["epoch" if behind else "now"])
         if not isinstance(loader, GathersWindows):  # that draws its order from a seed of its own
             self._random_of_epoch = random_states()
-        rest = self._processes.windows(loader, self._plan, lambda: self.clock, limits)
+        rest = self._processes.windows(loader, self._windows, lambda: self.clock, limits)
         if behind:
             restore_random_states(states["now"])
         return rest
