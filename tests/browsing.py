@@ -101,7 +101,7 @@ def serving(command: Sequence[str], **environment: str) -> Iterator[Path]:
 def end(server: "subprocess.Popen[bytes]") -> None:
     os.killpg(server.pid, signal.SIGTERM)
     try:
-        server.wait(timeout=60)
+        server.wait(timeout=400)
         until(lambda: not living(server.pid), f"{server.args} leaves no process behind", seconds=30)
     except BaseException:
         os.killpg(server.pid, signal.SIGKILL)

@@ -48,7 +48,7 @@ def _joins(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (here | there).items():
             patch.setenv(name, value)
-        with init_process_group("cpu", seed=7, timeout=60) as processes:
+        with init_process_group("cpu", seed=7, timeout=300) as processes:
             run(processes, folder)
     threads = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
     (folder / f"threads{rank}").write_text("".join(threads))

@@ -46,7 +46,16 @@ class MlflowServer:
             start_new_session=True,
         )
         process = self._process
-        until(self._answers, f"{self.uri} answers", alive=lambda: process.poll() is None, every=0.1)
+        try:
+            until(
+                self._answers,
+                f"{self.uri} answers",
+                alive=lambda: process.poll() is None,
+                every=0.1,
+            )
+        except BaseException:
+            self.kill()  # nobody else would
+            raise
 
     def kill(self) -> None:
         """End it at once, as kill -9 does, with its worker."""
@@ -109,7 +118,7 @@ def postgres_server(folder: Path) -> Iterator[int]:
         yield port
     finally:
         process.send_signal(signal.SIGINT)  # do not wait for clients
-        process.wait(timeout=60)
+        process.wait(timeout=400)
 
 
 def _accepts(port: int) -> bool:

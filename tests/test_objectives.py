@@ -2,8 +2,11 @@
 
 import math
 import re
+from collections import namedtuple
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ import torch.nn.functional as F
 from oracles import FORMS, as_a_user_calls_it, gradients, relative_error
 from torch import Tensor, nn
 
+from cadence import Trainer, accumulate
 from cadence.data.batch import Batch
 from cadence.objectives import (
     Classification,
@@ -273,3 +277,239 @@ def test_outputs_that_would_be_broadcast_to_the_targets_are_refused() -> None:
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Regression().total_loss(nn.Identity(), (torch.ones(4, 3), torch.ones(4)))
+
+
+WEIGHTS = torch.tensor([1.0, 9.0], dtype=torch.float64)
+UNEVEN = [
+    (
+        random(10, 4),
+        torch.tensor([1] * ones + [IGNORED] * (ones % 3) + [0] * (10 - ones - ones % 3)),
+    )
+    for ones in (1, 9, 5, 2)
+]
+"""Mini-batches of two classes, no two with the same share of them, some with ignored targets."""
+
+WEIGHTED: dict[str, tuple[Callable[[], Objective], Callable[[Tensor, Tensor], Tensor]]] = {
+    "Classification with weights": (
+        lambda: Classification(weight=[1.0, 9.0]),
+        nn.CrossEntropyLoss(weight=WEIGHTS),
+    ),
+    "Classification with weights and smoothing": (
+        lambda: Classification(weight=WEIGHTS, label_smoothing=0.1),
+        nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
+    ),
+    "MeanLoss of a module with weights": (
+        lambda: MeanLoss(nn.CrossEntropyLoss(weight=WEIGHTS)),
+        nn.CrossEntropyLoss(weight=WEIGHTS),
+    ),
+    "MeanLoss of a module that ignores targets": (
+        lambda: MeanLoss(nn.CrossEntropyLoss()),
+        nn.CrossEntropyLoss(),
+    ),
+    "MeanLoss of a module that ignores a class": (
+        lambda: MeanLoss(nn.CrossEntropyLoss(ignore_index=0, weight=None)),
+        nn.CrossEntropyLoss(ignore_index=0),
+    ),
+    "MeanLoss of a function": (lambda: MeanLoss(F.cross_entropy), F.cross_entropy),
+    "MeanLoss of a function with weights": (
+        lambda: MeanLoss(partial(F.cross_entropy, weight=WEIGHTS)),
+        partial(F.cross_entropy, weight=WEIGHTS),
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [None, 3, 40])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_weighted_or_masked_mean_has_the_gradient_of_one_big_batch(
+    name: str, size: int | None
+) -> None:
+    make, mean_loss = WEIGHTED[name]
+    found, expected = nn.Linear(4, 2).double(), nn.Linear(4, 2).double()
+    expected.load_state_dict(found.state_dict())
+    window = [batch for batch in UNEVEN if "ignores a class" not in name or IGNORED not in batch[1]]
+
+    accumulated = accumulate(found, make(), window, size)
+    inputs, targets = map(torch.cat, zip(*window, strict=True))
+    mean = mean_loss(expected(inputs), targets)
+    mean.backward()  # type: ignore[no-untyped-call]
+
+    assert relative_error(gradients(found), gradients(expected)) < 1e-12
+    assert accumulated.loss.item() == pytest.approx(mean.item(), rel=1e-12)
+
+
+def test_class_probabilities_are_averaged_over_samples() -> None:
+    model = nn.Linear(4, 3).double()
+    window = [(random(size, 4), random(size, 3).softmax(1)) for size in (4, 1, 3)]
+
+    accumulate(model, MeanLoss(nn.CrossEntropyLoss()), window)
+    found = gradients(model)
+    model.zero_grad()
+    inputs, targets = map(torch.cat, zip(*window, strict=True))
+    F.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+
+    assert relative_error(found, gradients(model)) < 1e-12
+
+
+def test_a_weighted_accuracy_is_the_weight_of_the_right_answers() -> None:
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    batch = logits, torch.tensor([0, 1, 1, IGNORED])
+
+    totals = Classification(weight=[1.0, 9.0]).totals(nn.Identity(), batch)
+
+    assert totals["accuracy"].item() == 10.0
+    assert Classification(weight=[1.0, 9.0]).items(batch) == 19.0
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "told"),
+    [
+        (-100, ValueError, "-100; it must return a finite number, at least 0 and at most 2**53"),
+        (math.nan, ValueError, "nan; it must return a finite number"),
+        (math.inf, ValueError, "inf; it must return a finite number"),
+        (2**60, ValueError, "1152921504606846976; it must return a finite number"),
+        ("10", TypeError, "'10'; it must return the number of items or the sum of their weights"),
+        (True, TypeError, "True; it must return the number of items"),
+        (None, TypeError, "None; it must return the number of items"),
+        (1j, TypeError, "1j; it must return the number of items"),
+        (torch.ones(2), TypeError, "it must return the number of items"),
+    ],
+)
+def test_items_that_are_no_number_of_items_are_refused_by_name(
+    items: Any, error: type[Exception], told: str
+) -> None:
+    class Mine(Classification):
+        def items(self, batch: Any) -> Any:
+            return items
+
+    with as_a_user_calls_it(), pytest.raises(error, match=r"^Mine.items gave ") as refused:
+        accumulate(nn.Linear(4, 2).double(), Mine(), UNEVEN)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("items", [20.0, 20, torch.tensor(20), torch.tensor(20.0)])
+def test_items_may_be_any_number(items: Any) -> None:
+    class Mine(Classification):
+        def items(self, batch: Any) -> Any:
+            return items
+
+    model = nn.Linear(4, 2).double()
+    with as_a_user_calls_it():
+        assert accumulate(model, Mine(), UNEVEN).items == 80
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (nn.CrossEntropyLoss(reduction="sum"), 'CrossEntropyLoss has reduction="sum"'),
+        (nn.MSELoss(reduction="none"), 'MSELoss has reduction="none"'),
+        (partial(F.cross_entropy, reduction="sum"), 'cross_entropy has reduction="sum"'),
+    ],
+)
+def test_a_reduction_other_than_the_mean_is_refused_when_the_objective_is_made(
+    loss: Callable[..., Tensor], told: str
+) -> None:
+    message = f'MeanLoss multiplies a mean by its items, and {told}; leave it at "mean"'
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        MeanLoss(loss)
+
+
+def test_a_mean_that_is_no_single_number_is_refused_with_mean_losss_own_remedy() -> None:
+    def losses(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets) ** 2
+
+    message = "losses gave shape [4] to MeanLoss, which takes the mean over items, a 0-d tensor"
+    with as_a_user_calls_it(), pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        MeanLoss(losses).total_loss(nn.Identity(), (torch.ones(4), torch.ones(4)))
+
+
+class Returns(nn.Module):
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self._form = form
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self._form(inputs)
+
+
+Aux = namedtuple("Aux", ["logits", "aux_logits"])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda logits: {"logits": logits, "hidden": logits},
+        lambda logits: SimpleNamespace(logits=logits),
+        lambda logits: Aux(logits, logits),
+        lambda logits: (logits,),
+    ],
+    ids=["a dict", "an object", "a named tuple", "a tuple of one"],
+)
+def test_logits_that_a_model_names_are_its_outputs(form: Callable[[Tensor], Any]) -> None:
+    batch = random(4, 3), torch.tensor([0, 1, 2, 1])
+
+    for objective in (Classification(), MeanLoss(nn.CrossEntropyLoss())):
+        found = objective.total_loss(Returns(form), batch)
+        assert torch.equal(found, objective.total_loss(nn.Identity(), batch))
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        (lambda outputs: (outputs, outputs), "tuple"),
+        (lambda outputs: {"out": outputs}, "dict"),
+        (lambda outputs: None, "NoneType"),
+    ],
+)
+@pytest.mark.parametrize("objective", [Classification(), Regression()])
+def test_outputs_that_are_no_logits_are_refused_in_one_line(
+    objective: Objective, form: Callable[[Tensor], Any], kind: str
+) -> None:
+    message = f"Returns returned a {kind}, and this objective takes a tensor of logits; "
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        objective.total_loss(Returns(form), (torch.ones(4, 2), torch.ones(4)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (
+            nn.CrossEntropyLoss(),
+            "CrossEntropyLoss is a loss, and an objective has items and total_loss; wrap it: "
+            "cadence.objectives.MeanLoss(nn.CrossEntropyLoss())",
+        ),
+        (
+            F.cross_entropy,
+            "cross_entropy is a loss, and an objective has items and total_loss; wrap it: "
+            "cadence.objectives.MeanLoss(cross_entropy)",
+        ),
+        (3, "int is no objective: it must have items(batch) and total_loss(model, batch)"),
+    ],
+)
+def test_a_loss_in_an_objectives_place_is_told_how_to_be_one(loss: Any, told: str) -> None:
+    model = nn.Linear(4, 2)
+    with as_a_user_calls_it():
+        with pytest.raises(TypeError, match=f"^{re.escape(told)}$"):
+            Trainer(model, torch.optim.SGD(model.parameters(), 0.1), loss, device="cpu")
+        with pytest.raises(TypeError, match=f"^{re.escape(told)}$"):
+            accumulate(model, loss, [])
+
+
+def test_a_loss_that_depends_on_no_parameter_is_refused_by_name() -> None:
+    class Constant(Classification):
+        def total_loss(self, model: nn.Module, batch: Any) -> Tensor:
+            return torch.zeros(())
+
+    message = "Constant.total_loss gave a tensor that depends on no parameter: it must be computed"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        accumulate(nn.Linear(4, 2).double(), Constant(), UNEVEN)
+
+
+def test_a_window_that_is_an_iterator_has_the_gradient_of_the_list() -> None:
+    found, expected = nn.Linear(4, 2).double(), nn.Linear(4, 2).double()
+    expected.load_state_dict(found.state_dict())
+
+    for size in (None, 5):
+        for model, window in ((found, iter(UNEVEN)), (expected, UNEVEN)):
+            model.zero_grad()
+            assert accumulate(model, Classification(), window, size).items == 35  # type: ignore[arg-type]
+        assert all(map(torch.equal, gradients(found), gradients(expected)))

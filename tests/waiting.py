@@ -9,7 +9,7 @@ def until(
     otherwise: str = "it never came true",
     *,
     alive: Callable[[], object] = lambda: True,
-    seconds: float = 240,
+    seconds: float = 480,
     every: float = 0.01,
 ) -> None:
     """Wait until something holds.

@@ -66,7 +66,7 @@ class Warm:
         folder: Path,
         *,
         environment: Mapping[str, str] | None = None,
-        timeout: float = 300,
+        timeout: float = 550,
         file_bytes: int | None = None,
     ) -> "subprocess.CompletedProcess[str]":
         """Run ``python -m MODULE`` in a folder, and wait for its end.

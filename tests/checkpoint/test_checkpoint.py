@@ -583,7 +583,7 @@ def test_save_returns_before_the_disk_has_it_and_the_state_may_change_at_once(
     disk_answers, fsync = threading.Event(), os.fsync
 
     def slow(descriptor: int) -> None:
-        disk_answers.wait(timeout=30)
+        disk_answers.wait(timeout=400)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
@@ -632,7 +632,7 @@ def test_saving_is_affordable_while_it_took_at_most_a_fiftieth_of_the_time(
 
     def write_of_three_seconds(contents: dict[str, Any], file: Path) -> None:
         writing.set()
-        saved.wait(timeout=30)
+        saved.wait(timeout=400)
         now[0] += 3
         write(contents, file)
 
@@ -643,7 +643,7 @@ def test_saving_is_affordable_while_it_took_at_most_a_fiftieth_of_the_time(
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.affordable()
         checkpoints.save(numbered(1), best=False)
-        writing.wait(timeout=30)
+        writing.wait(timeout=400)
         now[0] = 1000.0
         assert not checkpoints.affordable()  # the write is under way
         now[0] = 101.0

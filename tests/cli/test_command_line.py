@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, CommandLine
+from omegaconf import OmegaConf
 
 SUMMARY = {
     "step_size",
@@ -68,10 +69,19 @@ def test_a_run_says_what_it_does_and_leaves_its_folder_behind(
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
         ".hydra",
         ".running.lock",
+        "config.yaml",
         "summary.json",
         "train.log",
         "checkpoints",
     }
+    logged = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert [line.partition("INFO: ")[2].partition(":")[0] for line in logged[:5]] == [
+        *("model", "data", "window", "epoch", "run")
+    ]
+    assert "INFO: epoch 1, samples=1437: val/loss " in logged[5]
+    assert "INFO: ended after 2874 samples and 6 updates (0 skipped), " in logged[-1]
+    kept = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert (kept.trainer.step_size, kept.model.hidden) == (16, [128])
     found = summary(tmp_path)
     assert found.keys() >= SUMMARY
     assert (found["step_size"], found["microbatch_size"]) == (16, None)
@@ -198,7 +208,7 @@ def test_an_interrupted_run_is_killed_and_keeps_what_it_had(
         if "val loss" in line:
             break
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=400)
 
     assert process.returncode == 128 + number
     name = signal.Signals(number).name

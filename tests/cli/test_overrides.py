@@ -32,7 +32,7 @@ def test_the_last_step_size_holds_as_a_whole(given: list[str], step_size: object
     with initialize_config_dir(str(ROOT / "conf")):
         cfg = compose("config", with_one_schedule(given))
 
-    assert checked(cfg).trainer.step_size == step_size
+    assert checked(cfg).trainer.step_size.given == step_size
 
 
 def test_a_schedule_replaces_the_one_of_a_recipe_in_each_job_of_a_multirun() -> None:

@@ -261,7 +261,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_curves_in_the_same_places(
     previous = folder / "checkpoints" / "previous.pt"
     until(previous.exists, "two saves", alive=lambda: dying.poll() is None, every=0.002)
     dying.send_signal(number)
-    dying.communicate(timeout=120)
+    dying.communicate(timeout=400)
     assert dying.returncode == code
     was = latest(folder / "checkpoints")
     client = mlflow.MlflowClient(tracking_uri)
@@ -553,7 +553,7 @@ def test_a_folder_that_is_used_again_holds_nothing_of_the_run_before(
     until(lambda: "seed=1" in kept.read_text(), "another run", alive=lambda: again.poll() is None)
 
     again.kill()
-    again.communicate(timeout=60)
+    again.communicate(timeout=400)
 
     assert list((folder / FOLDER).iterdir()) == []
     assert not (folder / "summary.json").exists()

@@ -61,7 +61,7 @@ def test_a_schedule_of_step_size_is_plain_numbers_and_one_param_as_it_is_typed()
     typed = "{0: 2, 50000: 8}"
     cfg = composed(f"trainer.step_size={typed}")
 
-    assert checked(cfg).trainer.step_size == {0: 2, 50000: 8}
+    assert checked(cfg).trainer.step_size.given == {0: 2, 50000: 8}
     assert flattened(cfg)["trainer.step_size"] == typed
     assert checked(composed(f"trainer.step_size={typed}", "trainer.step_size=4"))
 
@@ -107,7 +107,7 @@ def test_every_setting_states_its_unit() -> None:
         f"{name}.{field.name}"
         for name, schema in {**SCHEMAS, "sweep": SweepConfig}.items()
         for field in dataclasses.fields(schema)
-        if not field.metadata and field.name not in {"_target_", "objective"}
+        if "unit" not in field.metadata and field.name not in {"_target_", "objective"}
     ]
 
     groups = [field.name for field in dataclasses.fields(Config)][2:]  # after seed and resume

@@ -387,20 +387,6 @@ def test_items_may_be_any_kind_of_whole_number_and_are_told_as_pythons(
     assert found.items == 5
 
 
-@pytest.mark.parametrize("items", [2.5, torch.tensor(2.0), "2", None])
-def test_items_that_are_no_whole_number_are_refused(items: Any) -> None:
-    class Counts(Watched):
-        def items(self, batch: Batch) -> Any:
-            return items
-
-    message = (
-        f"Counts.items gave {items!r}; it must return a whole number, such as "
-        "int((targets != -100).sum())"
-    )
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        accumulate(nn.Linear(3, 1).double(), Counts(), cut(regression_pair(2), (2,)))
-
-
 @pytest.mark.parametrize("device", [CUDA])
 def test_one_micro_batch_at_a_time_is_on_the_device(device: str) -> None:
     features, samples, minibatches = 2**18, 4, 16  # 4 MiB each

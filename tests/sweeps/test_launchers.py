@@ -268,7 +268,7 @@ def test_an_interrupted_sweep_leaves_its_jobs_running_and_takes_their_results_la
     interrupted, worker = sweep.suspended(*options)
     interrupted.send_signal(signal.SIGINT)
 
-    assert interrupted.wait(timeout=100) == 130
+    assert interrupted.wait(timeout=400) == 130
     assert "trial 0 runs on; the same command takes its result\n" in sweep.said
     (trial,) = sweep.study.trials
     assert trial.state == TrialState.RUNNING

@@ -390,7 +390,7 @@ def test_a_sweep_that_was_cut_off_goes_on_and_asks_the_lost_point_again(
     saved = tmp_path / "sweep" / "trials" / "1" / "checkpoints" / "last.pt"
     until(saved.exists, "a checkpoint", alive=lambda: dying.poll() is None)
     dying.send_signal(number)
-    dying.communicate(timeout=60)
+    dying.communicate(timeout=400)
     assert dying.returncode == (-9 if number == signal.SIGKILL else 130)
 
     again = subprocess.run(

@@ -23,12 +23,11 @@ def faults():
         torch.ones(12_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-pages = 12_000_000 * 4 // 4096
 given_back = faults()
 assert keep_memory(True)
 faults()
 kept = faults()
-print(given_back > 10 * pages, kept < pages)
+print(given_back > 100, kept < given_back / 10)  # a page may be of 4 KiB or of 2 MiB
 """
 
 GIVEN_BACK = """

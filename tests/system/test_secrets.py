@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from serving import MlflowServer, free_port
 
 from cadence.cli.plan import kept_config
-from cadence.system.secrets import redact_files, redact_logs, redacted, redacted_tree
+from cadence.system.secrets import in_one_line, redact_files, redact_logs, redacted, redacted_tree
 from cadence.tracking.mlflow.client import open_client
 
 
@@ -275,6 +275,17 @@ def test_the_traceback_that_is_asked_for_shows_no_password(
     assert "Traceback (most recent call last)" in ended.stderr
     assert "http://me:***@127.0.0.1" in ended.stderr
     assert "pass-word" not in ended.stderr + ended.stdout
+
+
+def test_an_error_of_thousands_of_characters_is_one_short_line() -> None:
+    said = in_one_line(RuntimeError("the first line\n" + 18_000 * "x"))
+
+    assert said.startswith("the first line xxx")
+    assert (len(said), said[-4:]) == (1000, " ...")
+
+
+def test_what_cannot_be_encoded_is_a_question_mark_in_an_error() -> None:
+    assert in_one_line(RuntimeError("file b\udcffad")) == "file b?ad"
 
 
 def test_a_password_in_a_list_is_kept_in_no_checkpoint() -> None:

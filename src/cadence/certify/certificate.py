@@ -28,7 +28,7 @@ from cadence.certify.trial_passes import TrialPasses, in_one_pass
 from cadence.data.batch import Batch, sample_count
 from cadence.engine.device import is_compiled
 from cadence.engine.preserve import preserved
-from cadence.objectives import Objective, items_in
+from cadence.objectives import Items, Objective, items_in
 from cadence.system.secrets import with_its_type
 
 SMALL_WINDOW = 64
@@ -41,7 +41,7 @@ class Certificate:
 
     minibatches: int
     samples: int
-    items: int
+    items: float
     microbatch_sizes: tuple[int | None, ...]
     """The sizes compared, in samples; None = the mini-batches as they are."""
     comparisons: tuple[SplitComparison, ...]
@@ -151,7 +151,7 @@ def _switch_off(model: nn.Module, causes: Sequence[Cause]) -> None:
             model.get_submodule(name).training = False
 
 
-def _checked_items(objective: Objective, window: Sequence[Batch]) -> int:
+def _checked_items(objective: Objective, window: Sequence[Batch]) -> Items:
     samples = sum(map(sample_count, window))
     if samples < 2:
         raise ValueError(

@@ -10,7 +10,7 @@ from cadence.certify.cause import Cause, Suspect, named_objective, wrapped
 from cadence.certify.compare import shown
 from cadence.certify.trial_passes import TrialPasses, Wrapped
 from cadence.data.batch import Batch, rebatched, sample_count, tensors
-from cadence.objectives import IGNORED, Objective
+from cadence.objectives import IGNORED, Objective, items_in
 
 
 def uncounted(trial: TrialPasses, sizes: Sequence[int | None]) -> list[Suspect]:
@@ -44,7 +44,8 @@ def unsummed(trial: TrialPasses, sizes: Sequence[int | None]) -> list[Suspect]:
     """Return the reduction as a suspect if losses add up only if multiplied or divided."""
     if adds_up(trial, sizes):
         return []
-    for count in (sample_count, trial.objective.items):
+    counts = sample_count, partial(items_in, trial.objective)
+    for count in counts:
         for power, cause in ((1, _mean_cause(trial)), (-1, _sum_cause(trial))):
             without = partial(wrapped, partial(_Reweighted, count=count, power=power))
             with without(trial) as changed:
@@ -92,7 +93,7 @@ def _from(index: int, start: int, batch: Batch) -> Tensor:
 
 
 def _per_item(counted: Callable[[Batch], float], objective: Objective, batch: Batch) -> float:
-    return counted(batch) / objective.items(batch)
+    return counted(batch) / items_in(objective, batch)
 
 
 def _mean_over(what: str, trial: TrialPasses) -> Cause:

@@ -19,7 +19,7 @@ from cadence.data.batch import Batch, moved, rebatched, sample_count
 from cadence.engine.accumulation import accumulate
 from cadence.engine.device import device_of
 from cadence.engine.preserve import fill_buffers
-from cadence.objectives import Objective
+from cadence.objectives import Items, Objective, items_in
 from cadence.system.secrets import with_its_type
 
 
@@ -97,9 +97,9 @@ class Wrapped:
 
     objective: Objective
 
-    def items(self, batch: Batch) -> int:
+    def items(self, batch: Batch) -> Items:
         """Return what the objective counts."""
-        return self.objective.items(batch)
+        return items_in(self.objective, batch)
 
     def total_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return what the objective sums."""

@@ -44,6 +44,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "record": (dict,),
     "config": (dict,),
     "mlflow_run_id": (str, NoneType),
+    "objective": (dict, NoneType),
 }
 """What each field of `State` is in a file."""
 
@@ -255,6 +256,7 @@ def state_of(contents: Any) -> State:
             "wrote it"
         )
     values = {key: value for key, value in contents.items() if key != "schema"}
+    values.setdefault("objective", None)  # older files have no objective of its own
     _refuse_other_keys(values, _KINDS, "")
     for key, kinds in _KINDS.items():
         if not isinstance(values[key], kinds):

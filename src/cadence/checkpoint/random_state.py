@@ -6,7 +6,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,6 +98,56 @@ def restore_random_states(states: dict[str, Any]) -> None:
             "the checkpoint holds random states of devices that this machine lacks: what is drawn "
             "there differs from an undisturbed run"
         )
+
+
+def generator_states(generators: Sequence[Any]) -> list[Any]:
+    """Return the states of random generators of torch's, numpy's or Python's, as a checkpoint
+    holds them.
+
+    Args:
+        generators: Each of one of the kinds in `GENERATORS`.
+    """
+    return [_state_of(generator) for generator in generators]
+
+
+def restore_generators(generators: Sequence[Any], states: Sequence[Any]) -> None:
+    """Put random generators back to where they were; other ones than then are left, with a warning.
+
+    Args:
+        generators: In the order of then.
+        states: What `generator_states` returned.
+    """
+    if len(generators) != len(states):
+        log.warning(
+            "the data loader has %d random generators and had %d: what they draw differs from an "
+            "undisturbed run",
+            len(generators),
+            len(states),
+        )
+        return
+    for generator, state in zip(generators, states, strict=True):
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state)
+        elif isinstance(generator, random.Random):
+            generator.setstate(state)
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(_replaced(state, Tensor, Tensor.numpy))
+        else:
+            generator.bit_generator.state = _replaced(state, Tensor, Tensor.numpy)
+
+
+GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
+"""The kinds of random generators that a data loader may hold."""
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    is_old = isinstance(generator, np.random.RandomState)
+    state = generator.get_state(legacy=False) if is_old else generator.bit_generator.state
+    return _replaced(state, np.ndarray, lambda array: torch.from_numpy(array.copy()))
 
 
 def _accelerator_state(device: torch.device) -> Tensor:

@@ -29,6 +29,24 @@ class State:
     """The flattened config: a key such as ``trainer.step_size`` to its value."""
     mlflow_run_id: str | None
     """None = the run is not tracked."""
+    objective: dict[str, Any] | None = None
+    """The state dict of the objective's own modules; None = it has none."""
+
+
+def checked_objective_state(modules: nn.Module, state: State) -> dict[str, Any]:
+    """Return the state dict of the objective's modules in a checkpoint, if it is of these.
+
+    Args:
+        modules: What is to load it.
+        state: What `cadence.checkpoint.file_format.read` returned.
+
+    Raises:
+        ValueError: Names, shapes or dtypes differ.
+    """
+    found = state.objective or {}
+    here = {name: described(value) for name, value in modules.state_dict().items()}
+    _refuse_another("objective", here, {name: described(value) for name, value in found.items()})
+    return found
 
 
 def checked_model_state(model: nn.Module, state: State) -> dict[str, Any]:

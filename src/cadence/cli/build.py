@@ -9,7 +9,7 @@ from cadence.plan.shares import WindowPlan
 from cadence.plan.window import DEFAULT_STEP_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -63,6 +63,7 @@ def build(
     from cadence.data import loader
     from cadence.engine.device import compile_forward, resolved
     from cadence.engine.without_dynamo import spare_dynamo
+    from cadence.objectives import checked_objective, with_objective
     from cadence.plan.schedule import named_schedule
     from cadence.system.malloc import keep_memory
 
@@ -72,27 +73,31 @@ def build(
     keep_memory(settings.device.keep_memory)
     spare_dynamo()
 
-    own = {"batch_size", "workers", "objective"}
+    own = {"batch_size", "workers", "drop_last", "objective"}
     data: Data = instantiate.build(
         "data", {key: value for key, value in settings.data.items() if key not in own}
     )
-    objective = instantiate.build("data.objective", settings.data["objective"])
+    objective = checked_objective(instantiate.build("data.objective", settings.data["objective"]))
     model = instantiate.build(
         "model", settings.model, input_shape=list(data.input_shape), outputs=data.outputs
     ).to(device)
     _check_fit(settings.model, data)
+    _initialise_lazy(model, objective, data)
+    with_objective(model, objective).to(device)  # before the optimizer takes its parameters
     if settings.device.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if settings.device.compile:
         compile_forward(model)
-    total_samples = _total_samples(settings.trainer, data)
     batch_size, workers = settings.data["batch_size"], settings.data.get("workers", 0)
+    drop_last = settings.data.get("drop_last", False)
+    left_out = len(data.train) % batch_size if drop_last else 0
+    total_samples = _total_samples(settings.trainer, len(data.train) - left_out)
     chosen = settings.trainer
     _check_coupling(chosen, model, objective, batch_size)
     windows = windows or WindowPlan(chosen.step_size, 1)
     trainer = Trainer(
         model,
-        _optimizer(settings, data, model, sum(windows.at(0))),
+        _optimizer(settings, data, model, objective, sum(windows.at(0))),
         objective,
         windows.step_sizes,
         device,
@@ -114,7 +119,12 @@ def build(
     if data.validation is not None:
         val_loader = loader(data.validation, batch_size, workers=workers, pin_memory=pin)
     train_loader = loader(
-        data.train, batch_size, shuffle_seed=settings.seed, workers=workers, pin_memory=pin
+        data.train,
+        batch_size,
+        shuffle_seed=settings.seed,
+        workers=workers,
+        pin_memory=pin,
+        drop_last=drop_last,
     )
     return Run(data, batch_size, trainer, train_loader, val_loader, total_samples)
 
@@ -130,6 +140,25 @@ def _callbacks(chosen: "TrainerConfig") -> "list[Callback]":
     if chosen.patience is not None:
         callbacks.append(EarlyStopping(chosen.patience))
     return callbacks
+
+
+def _initialise_lazy(model: "torch.nn.Module", objective: "Objective", data: "Data") -> None:
+    """Run two samples through a model with lazy layers, which have no shapes before."""
+    from torch.nn.parameter import is_lazy
+
+    if not any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        return
+    import torch
+
+    from cadence.checkpoint.random_state import random_state_kept
+    from cadence.data import loader
+    from cadence.data.batch import moved
+    from cadence.engine.device import device_of
+
+    device = device_of(model)
+    with random_state_kept(device), torch.no_grad():
+        batch = next(iter(loader(data.train, min(2, len(data.train)))))
+        objective.total_loss(model, moved(batch, device))
 
 
 TAKES_TOKENS = {
@@ -189,8 +218,13 @@ def _seed(seed: int) -> None:
 
 
 def _optimizer(
-    settings: "Config", data: "Data", model: "torch.nn.Module", window: int
+    settings: "Config",
+    data: "Data",
+    model: "torch.nn.Module",
+    objective: "Objective",
+    window: int,
 ) -> "torch.optim.Optimizer":
+    from cadence.objectives import with_objective
     from cadence.plan.scaling import scaled
 
     batch_size, scaling = settings.data["batch_size"], settings.scaling
@@ -200,16 +234,22 @@ def _optimizer(
         effective_batch(data, batch_size, window),
         scaling.reference or effective_batch(data, batch_size, DEFAULT_STEP_SIZE),
     )
+    if scaling.name != "none" and "lr" not in settings.optimizer:
+        raise ConfigError(
+            f"scaling={scaling.name}: the optimizer has no lr to scale; give optimizer.lr (by "
+            "+optimizer.lr= where its YAML has none)"
+        )
+    parameters = list(with_objective(model, objective).parameters())
     optimizer: torch.optim.Optimizer = instantiate.build(
-        "optimizer", arguments, list(model.parameters()), fused=_can_be_fused(model) or None
+        "optimizer", arguments, parameters, fused=_can_be_fused(parameters, model) or None
     )
     return optimizer
 
 
-def _can_be_fused(model: "torch.nn.Module") -> bool:
+def _can_be_fused(parameters: "Sequence[torch.nn.Parameter]", model: "torch.nn.Module") -> bool:
     """Return whether torch's fused optimizers take a model: its gradients are real and dense."""
     is_sparse = any(getattr(module, "sparse", False) for module in model.modules())
-    return not is_sparse and all(each.is_floating_point() for each in model.parameters())
+    return not is_sparse and all(each.is_floating_point() for each in parameters)
 
 
 def effective_batch(data: "Data", batch_size: int, window: int) -> int:
@@ -221,6 +261,7 @@ def effective_batch(data: "Data", batch_size: int, window: int) -> int:
     return int(samples * data.items_per_sample)
 
 
-def _total_samples(limits: "TrainerConfig", data: "Data") -> int | None:
-    ends = [limits.max_samples, limits.max_epochs and limits.max_epochs * len(data.train)]
+def _total_samples(limits: "TrainerConfig", epoch: int) -> int | None:
+    """Return the samples of a run whose epochs have so many; None = only time ends it."""
+    ends = [limits.max_samples, limits.max_epochs and limits.max_epochs * epoch]
     return min((end for end in ends if end), default=None)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from cadence.cli.secrets import MULTIRUN
 from cadence.config.errors import ConfigError
 from cadence.config.keys import marked
 from cadence.config.schema import SAME_ON_ALL
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from cadence.cli.build import Run
     from cadence.config.schema import Config, DistributedConfig
     from cadence.distributed.process_group import ProcessGroup
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
+"""The variables by which one of several processes knows its place."""
 
 WITHOUT_A_TRACE = (
     "hydra.run.dir=.",
@@ -36,7 +40,41 @@ SILENT = "hydra.job_logging.handlers.console.level=CRITICAL"
 def is_launched() -> bool:
     """Return whether this is one of several processes already, by torchrun or by
     `cadence.cli.launch`."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    return os.environ.keys() >= {*LAUNCHED} and os.environ["WORLD_SIZE"] != "1"
+
+
+def check_environment(arguments: Sequence[str]) -> None:
+    """Refuse variables of a launcher or a platform that leave open which process this is.
+
+    Args:
+        arguments: What the user typed.
+
+    Raises:
+        ConfigError: They contradict each other, or some are missing.
+    """
+    said = {name: os.environ[name] for name in LAUNCHED if name in os.environ}
+    size = said.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise ConfigError(f"WORLD_SIZE={size}: the processes of a run are 1 or more; unset it")
+    if size == "1":
+        return
+    missing = [name for name in (*LAUNCHED, "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE={size}: this would be one of {size} processes, and {missing[0]} is not "
+            "set; start them by torchrun, or unset WORLD_SIZE"
+        )
+    if not said["RANK"].isdecimal() or int(said["RANK"]) >= int(size):
+        raise ConfigError(
+            f"RANK={said['RANK']}: the {size} processes of WORLD_SIZE={size} are 0 to "
+            f"{int(size) - 1}; start them by torchrun, or unset both"
+        )
+    if MULTIRUN & {*arguments}:
+        raise ConfigError(
+            "--multirun: torchrun starts the processes of one run; without it each trial of a "
+            "sweep starts its own by distributed=ddp distributed.processes= (RANK, WORLD_SIZE and "
+            "MASTER_ADDR are set here)"
+        )
 
 
 def has_run_folder() -> bool:
@@ -62,7 +100,7 @@ def processes_wanted(chosen: "DistributedConfig") -> int:
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if chosen.name == "none":
-        if is_launched() and started > 1:
+        if is_launched():
             raise ConfigError(
                 f"distributed=none: torchrun started {started} processes, and each would train "
                 "alone; add distributed=ddp"
@@ -75,6 +113,8 @@ def processes_wanted(chosen: "DistributedConfig") -> int:
                 "out, or start as many"
             )
         return started
+    if chosen.processes is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        return 1  # torchrun started this one alone
     count = chosen.processes or _cuda_devices()
     if count == 0:
         raise ConfigError(
@@ -131,6 +171,11 @@ def joined_processes(settings: "Config", count: int) -> Iterator["ProcessGroup"]
     import torch
 
     kind = "cuda" if settings.device.name != "cpu" and torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and "LOCAL_RANK" not in os.environ:
+        raise ConfigError(
+            "LOCAL_RANK is not set, so it is not known which CUDA device is this process's; start "
+            "the processes by torchrun, or use device=cpu"
+        )
     settings.device.name = f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else kind
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", count))))

@@ -30,6 +30,9 @@ KEY = "resume="
 KEPT = ".hydra"
 """What a run keeps of its config, in its folder."""
 
+CONFIG = "config.yaml"
+"""The config of a run as it is, in its folder, for a person to read."""
+
 OVERRIDES = f"{KEPT}/overrides.yaml"
 
 WINDOW = "distributed.window"
@@ -183,6 +186,8 @@ def take_over(folder: Path, cfg: DictConfig, *, begins: bool) -> None:
     if begins:
         forget(folder)
         (folder / SUMMARY).unlink(missing_ok=True)
+    resolved = OmegaConf.to_yaml(cfg, resolve=True)
+    write_atomically(folder / CONFIG, redacted(resolved))
     (folder / KEPT).mkdir(exist_ok=True)
     hydra_config = HydraConfig.instance().cfg
     files = {"config": cfg, "hydra": hydra_config, "overrides": HydraConfig.get().overrides.task}

@@ -23,6 +23,7 @@ from cadence.cli.overrides import with_one_schedule
 from cadence.cli.plan import RunPlan, planned, planned_windows
 from cadence.cli.processes import (
     check_device,
+    check_environment,
     check_same_run,
     has_run_folder,
     is_launched,
@@ -34,7 +35,7 @@ from cadence.cli.resume import take_along, take_over, with_resume
 from cadence.cli.run import ROOT, facts, summarised, tracked, where_to_look
 from cadence.cli.secrets import with_secrets_in_environment
 from cadence.config.checks import checked
-from cadence.config.errors import ConfigError
+from cadence.config.errors import ConfigError, SweepError
 from cadence.system.locks import run_lock
 from cadence.system.secrets import redact_files
 
@@ -82,11 +83,6 @@ def _on_processes(cfg: DictConfig, settings: "Config") -> tuple[float, float]:
     """Train in this process, or in those that it starts."""
     count = processes_wanted(settings.distributed)
     check_device(settings.device.name, count)
-    if is_launched() and in_multirun():
-        raise ConfigError(
-            "--multirun: torchrun starts the processes of one run; without it each trial of a "
-            "sweep starts its own by distributed=ddp distributed.processes="
-        )
     if count == 1 or is_launched():
         return trained(cfg, settings, count)
     if settings.resume is None:
@@ -105,6 +101,11 @@ def trained(cfg: DictConfig, settings: "Config", count: int) -> tuple[float, flo
     with joined_processes(settings, count) as processes:
         plan = planned(cfg, settings, count)
         run = build(settings, processes, plan.windows)
+        if settings.sweep is not None and run.val_loader is None and in_multirun():
+            raise SweepError(
+                "data: a sweep looks for a low validation loss, and this data has nothing held "
+                "out; give it validation data, such as by data.validation_share=0.1"
+            )
         if plan.state is not None:
             run.trainer.restore(plan.state)
         check_same_run(processes, run)
@@ -132,17 +133,18 @@ def _train_and_show(plan: RunPlan, run: Run, processes: "ProcessGroup") -> tuple
     if plan.state is not None and plan.resume is not None:
         take_along(plan.resume, plan.folder)
 
+    from cadence.display.log_file import LogFile
     from cadence.display.terminal import Display
 
-    display = Display(run.total_samples, quiet=in_multirun())
-    display.facts(facts(plan, run))
+    display, said = Display(run.total_samples, quiet=in_multirun()), facts(plan, run)
+    display.facts(said)
     with (
         tracked(plan, run) as tracker,
         summarised(plan, run, tracker),
         display,
     ):
         take_over(plan.folder, plan.composed, begins=plan.state is None)
-        run.trainer.callbacks += [display, tracker] if tracker else [display]
+        run.trainer.callbacks += [display, LogFile(said), *([tracker] if tracker else [])]
         result = fit_and_keep(plan, run, tracker, processes)
     display.table(result, run.trainer.step_sizes, where_to_look(plan, tracker))
     if track and tracker and tracker.run_id and example is not None:
@@ -165,6 +167,7 @@ def _redact_hydra_files() -> None:
 def main() -> None:
     """Run the command line."""
     with command_line():
+        check_environment(sys.argv[1:])
         arguments = with_one_schedule(with_resume(sys.argv[1:], ROOT / "mlruns" / "runs"))
         sys.argv[1:] = without_a_trace(with_secrets_in_environment(arguments))
         run_task(train)

@@ -4,17 +4,24 @@ import dataclasses
 import difflib
 import errno
 import re
+import sysconfig
+import traceback
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cadence.config.keys import keys, meaning
 from cadence.config.schema import Config
-from cadence.system.secrets import in_one_line
+from cadence.system.secrets import in_one_line, redacted
 
 
 class ConfigError(ValueError):
     """The user asked for something impossible; the message names key, value and remedy."""
+
+
+class SweepError(ConfigError):
+    """No trial of the sweep could have a result; the message says why and what to do."""
 
 
 def explained(error: Exception) -> str:
@@ -62,12 +69,48 @@ def _explained_beyond_config(error: Exception) -> str:
             f"{where}{error.strerror}; {freed}choose another folder by hydra.run.dir= (of a sweep: "
             "hydra.sweep.dir=)"
         )
+    from_worker = _from_worker(error)
+    if from_worker:
+        return from_worker
     ours = isinstance(error, ValueError | OSError | MemoryError) or type(
         error
     ).__module__.startswith(("cadence.", "src.", "hydra.", "omegaconf."))
     if ours:
         return in_one_line(error)
-    return f"{type(error).__name__}: {in_one_line(error)} (HYDRA_FULL_ERROR=1 shows where)"
+    line = _users_line(error)
+    at = f"{line}; " if line else ""
+    return f"{type(error).__name__}: {in_one_line(error)} ({at}HYDRA_FULL_ERROR=1 shows where)"
+
+
+WORKER = re.compile(r"Caught \w+ in (?:DataLoader worker process \d+|pin memory thread[^.]*)\.\n")
+"""How torch begins the text of an error that a loading process had, its traceback after it."""
+
+FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _from_worker(error: Exception) -> str | None:
+    """Return an error of a loading process without its traceback; None = it is none."""
+    text = str(error)
+    if not WORKER.match(text):
+        return None
+    last = text.strip().splitlines()[-1]
+    frames = [(file, int(line)) for file, line in FRAME.findall(text)]
+    where = next((frame for frame in reversed(frames) if _is_users(frame[0])), None)
+    at = f", {Path(where[0]).name}:{where[1]}" if where else ""
+    return f"{redacted(last)} (in a loading process{at})"
+
+
+def _users_line(error: BaseException) -> str | None:
+    """Return the file and the line of the user's own code that an error came from, if any did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    return f"{Path(where.filename).name}:{where.lineno}" if where else None
+
+
+def _is_users(file: str) -> bool:
+    """Return whether a file is neither Python's, nor an installed package's, nor cadence's."""
+    others = (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]))
+    return not file.startswith(("<", *others)) and Path(file).parent.name != "src"
 
 
 LIKENESS = 0.7

@@ -31,7 +31,7 @@ SAME_ON_ALL = "same on all"
 def setting(
     unit: str, *marks: str, at_least: float | None = None, above: float | None = None,
     at_most: float | None = None, below: float | None = None, choices: Sequence[str] = (),
-    null: str = "", auto: str = "", schedule: str = "", condition: int = 0,
+    null: str = "", auto: str = "", schedule: str = "", condition: int = 0, default: Any = MISSING,
 ) -> Any:  # fmt: skip
     """Return a dataclass field whose value comes from YAML.
 
@@ -46,13 +46,14 @@ def setting(
         null: What null means, where it is allowed.
         auto: What auto means, where it is allowed beside whole numbers.
         schedule: What a mapping means, where it is allowed beside whole numbers.
+        default: The value where no YAML gives one.
         condition: The key's place, from 1, among the conditions that a sweep's report names; 0
             means that the key is no condition.
     """
     limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     words = {"unit": unit, "null": null, "auto": auto, "schedule": schedule}
     uses = {"marks": frozenset(marks), "condition": condition}
-    return field(default=MISSING, metadata=words | limits | uses | {"choices": tuple(choices)})
+    return field(default=default, metadata=words | limits | uses | {"choices": tuple(choices)})
 
 
 def group(*marks: str) -> Any:
@@ -141,6 +142,9 @@ class DataConfig:
         "loading processes; not used for data in memory (all of cadence's own)",
         RESUMABLE,
         at_least=0,
+    )
+    drop_last: bool = setting(
+        "whether an epoch leaves out a last mini-batch that is not full", default=False
     )
     objective: dict[str, Any] = field(default_factory=dict)
 

@@ -24,10 +24,14 @@ class EpochOrder(Sampler[Any]):
         samples: Samples in the data set.
         batch_size: Samples in a mini-batch, at least 1; the last of an epoch holds what is left.
         seed: Fixes the order, with the epoch; None means the data set's own order.
+        drop_last: Whether an epoch leaves a last mini-batch out that is not full.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int | None) -> None:
+    def __init__(
+        self, samples: int, batch_size: int, seed: int | None, *, drop_last: bool = False
+    ) -> None:
         self._samples = samples
+        self.drop_last = drop_last
         self.batch_size = batch_size
         self._seed = seed
         self.worker_seeds = torch.Generator()
@@ -56,13 +60,17 @@ class EpochOrder(Sampler[Any]):
             skip: Mini-batches to leave out at the epoch's start.
             samples: Samples after which the epoch ends; None means all of them.
         """
-        order = self._order()[skip * self.batch_size :][:samples]
+        order = self._order()[skip * self.batch_size : self._samples_taken()][:samples]
         at_once = min(self.batch_size * minibatches, len(order))
         yield from torch.split(order, at_once) if at_once else ()
 
     def __len__(self) -> int:
         """Return the mini-batches in an epoch."""
-        return -(-self._samples // self.batch_size)
+        return -(-self._samples_taken() // self.batch_size)
+
+    def _samples_taken(self) -> int:
+        """Return the samples that an epoch has."""
+        return self._samples - (self._samples % self.batch_size if self.drop_last else 0)
 
     def _order(self) -> Int[Tensor, " samples"]:
         if self._seed is None:
@@ -121,6 +129,7 @@ def loader(
     shuffle_seed: int | None = None,
     workers: int = 0,
     pin_memory: bool = False,
+    drop_last: bool = False,
 ) -> DataLoader[Any]:
     """Return a DataLoader that shuffles by seed and epoch.
 
@@ -132,20 +141,26 @@ def loader(
             of cadence's own are, needs none and ignores it.
         pin_memory: Whether to put mini-batches into page-locked memory, from which a CUDA device
             copies without waiting.
+        drop_last: Whether an epoch leaves a last mini-batch out that is not full.
 
     Raises:
-        ValueError: The data set is empty.
+        ValueError: The data set is empty, or has fewer samples than a full mini-batch.
     """
     samples = len(data)
     if samples == 0:
         raise ValueError("the data set has no sample; check its path and its splits")
+    if batch_size > samples and drop_last:
+        raise ValueError(
+            f"data.drop_last=true: the {samples} samples fill no mini-batch of {batch_size}; "
+            "choose a smaller data.batch_size"
+        )
     if batch_size > samples:
         log.warning(
             "data.batch_size=%d is larger than the %d samples: every mini-batch is an epoch",
             batch_size,
             samples,
         )
-    order = EpochOrder(samples, batch_size, shuffle_seed)
+    order = EpochOrder(samples, batch_size, shuffle_seed, drop_last=drop_last)
     if isinstance(data, TensorData):
         return InMemoryLoader(data, order, pin_memory=pin_memory)
     return DataLoader(

@@ -36,7 +36,7 @@ from cadence.system.signals import Interruption
 class WindowCounts(NamedTuple):
     """What all processes together have in a window, and what they agreed on before it."""
 
-    items: int | None
+    items: float | None
     """The divisor of its gradient; None = the items of this process's part, which is all of it."""
     samples: int
     minibatches: int
@@ -84,6 +84,12 @@ class ProcessGroup(Protocol):
             limits: Where it ends.
         """
 
+    def epoch_is_read(self) -> bool:
+        """Return whether the loader of `windows`, asked once more, has no further mini-batch.
+
+        Only then has it drawn from its random generators all that a whole epoch draws.
+        """
+
     def watch(self, interruption: Interruption) -> None:
         """Let the others learn of a signal that came here, and this process of theirs."""
 
@@ -118,6 +124,9 @@ class SingleProcess:
     count = 1
     waited = 0.0
 
+    def __init__(self) -> None:
+        self._minibatches: Iterator[Batch] = iter(())
+
     def begin(self, model: nn.Module) -> None:
         """Do nothing; for this and the others see `ProcessGroup`."""
 
@@ -139,11 +148,15 @@ class SingleProcess:
                     own=slice(None),
                 ),
             )
-        minibatches = iter(loader)
+        self._minibatches = minibatches = iter(loader)
         for _ in islice(minibatches, now().batches_of_epoch):
             pass
         unseen = first_samples(minibatches, limits.samples_left(now()))
         return as_planned(plan, now, lambda step_sizes, _: windows(unseen, *step_sizes))
+
+    def epoch_is_read(self) -> bool:
+        """Ask the loader once more."""
+        return next(self._minibatches, None) is None
 
     def watch(self, interruption: Interruption) -> None:
         """Do nothing."""

@@ -19,6 +19,7 @@ from cadence.distributed.lost import lost_process
 from cadence.distributed.partition import Now, PlannedWindow, as_planned, own_windows
 from cadence.distributed.process_group import WindowCounts
 from cadence.distributed.random_numbers import RandomStreams
+from cadence.engine.private_torch import batch_norms
 from cadence.objectives import Objective, items_in
 from cadence.plan.clock import Limits
 from cadence.plan.shares import Balance, Share, WindowPlan
@@ -59,6 +60,13 @@ class TorchProcessGroup:
             raise ValueError(
                 "model: SyncBatchNorm waits for the other processes in each forward, and they may "
                 "have more or fewer of them; use BatchNorm, or GroupNorm"
+            )
+        norms = (module for module in model.modules() if isinstance(module, batch_norms()))
+        if self.rank == 0 and any(norm.training and norm.track_running_stats for norm in norms):
+            log.warning(
+                "BatchNorm's running means are those of each process's own mini-batches, and "
+                "process 0's are evaluated and saved: shuffle the data, or use GroupNorm or "
+                "LayerNorm"
             )
         tensors = [*model.parameters(), *model.buffers()]
         self.check_same("the model", repr([(tensor.shape, tensor.dtype) for tensor in tensors]))
@@ -105,6 +113,10 @@ class TorchProcessGroup:
                 return
             self._window = sum(planned[0])
             yield planned
+
+    def epoch_is_read(self) -> bool:
+        """Take the loader's own word for it: each process reads a part of an epoch."""
+        return True
 
     def watch(self, interruption: Interruption) -> None:
         """Let the others learn of a signal that came here, and this process of theirs."""
@@ -158,7 +170,7 @@ class TorchProcessGroup:
         return sums
 
     def _exchange(
-        self, counts: tuple[int, int, int], stop: bool
+        self, counts: tuple[float, int, int], stop: bool
     ) -> tuple[WindowCounts, Sequence[float]]:
         """Sum up the counts of all; also return the seconds that a mini-batch took each last."""
         came = None if self._interruption is None else self._interruption.came
@@ -173,7 +185,8 @@ class TorchProcessGroup:
         for number, times in zip(SIGNALS, signals, strict=True):
             if times and self._interruption is not None:
                 self._interruption.agree(number)
-        total = WindowCounts(int(items), int(samples), int(minibatches), stops > 0, any(signals))
+        items = int(items) if items.is_integer() else items
+        total = WindowCounts(items, int(samples), int(minibatches), stops > 0, any(signals))
         return total, seconds
 
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,14 @@ from cadence.data.batch import Batch, Gathered, moved, rebatched
 from cadence.engine import private_torch
 from cadence.engine.gradient_sums import GradientSums, MeasuredGradientSums
 from cadence.engine.noise_scale import Parts
-from cadence.objectives import HALF, Objective, items_in
+from cadence.objectives import (
+    HALF,
+    Items,
+    Objective,
+    checked_objective,
+    items_in,
+    with_objective,
+)
 from cadence.plan.numbers import whole_number
 
 NUMBERS = 3
@@ -45,8 +52,9 @@ class Accumulated:
 
     total_loss: Float[Tensor, ""]
     """The sum of the items' losses, detached; on the model's device."""
-    items: int
-    """The items in the window; 0 = there is nothing to update from, and ``.grad`` is untouched."""
+    items: Items
+    """The items in the window, or their weights; 0 = there is nothing to update from, and ``.grad``
+    is untouched."""
     parts: Parts | None = None
     """The gradients of its micro-batches; None = they were not measured."""
 
@@ -59,7 +67,7 @@ class Accumulated:
 def accumulate(
     model: nn.Module,
     objective: Objective,
-    window: Sequence[Batch],
+    window: Iterable[Batch],
     microbatch_size: int | None = None,
     *,
     autocast: torch.dtype | None = None,
@@ -87,12 +95,14 @@ def accumulate(
         The window's loss and its items.
 
     Raises:
-        TypeError: A mini-batch is not one, ``microbatch_size`` is not an int, or the objective's
-            items are no whole number.
-        ValueError: ``microbatch_size`` is below 1, a mini-batch's tensors differ in length, or the
-            objective's loss is not a 0-d tensor.
+        TypeError: A mini-batch is not one, ``microbatch_size`` is not an int, or the objective is
+            none or its items are no number.
+        ValueError: ``microbatch_size`` is below 1, a mini-batch's tensors differ in length, the
+            items are negative or not finite, or the objective's loss is not a 0-d tensor that
+            depends on a parameter.
     """
     accumulator = Accumulator(model, objective, autocast=autocast, scaler=scaler)
+    window = window if isinstance(window, Sequence) else list(window)  # it is read twice
     return accumulator(window, checked_microbatch_size(microbatch_size))
 
 
@@ -117,22 +127,22 @@ class Accumulator:
         summed: Summed | None = None,
     ) -> None:
         self._model = model
-        self.objective = objective
+        self.objective = checked_objective(objective)
         self._autocast = autocast
         self._scaler = scaler
         self._summed = summed
-        parameters = list(model.parameters())
+        parameters = list(with_objective(model, objective).parameters())
         self._device = parameters[0].device if parameters else torch.device("cpu")
         self._half = [parameter for parameter in parameters if parameter.dtype in HALF]
         self._share = torch.ones((), device=self._device)
-        self._share_of = 1
+        self._share_of: Items = 1
 
     def __call__(
         self,
         window: Sequence[Batch],
         microbatch_size: int | None = None,
         *,
-        items: int | None = None,
+        items: Items | None = None,
         measured: Sequence[nn.Parameter] = (),
     ) -> Accumulated:
         """Accumulate one window; see `accumulate`.
@@ -162,6 +172,8 @@ class Accumulator:
                     f"{type(objective).__name__}.total_loss gave {what}; it must return the sum "
                     'over items, a 0-d tensor: try reduction="sum"'
                 )
+            if not loss.requires_grad:
+                self._refuse_constant()
             if loss.dtype in HALF:
                 loss = loss.float()
             private_torch.backward(loss, self._share_like(loss, items))
@@ -183,6 +195,20 @@ class Accumulator:
         half_sums.give()
         return Accumulated(total_loss, items, found)
 
+    def _refuse_constant(self) -> NoReturn:
+        """Say why a loss has no gradient."""
+        name = type(self.objective).__name__
+        trained = with_objective(self._model, self.objective).parameters()
+        if not any(parameter.requires_grad for parameter in trained):
+            raise ValueError(
+                f"no parameter of {type(self._model).__name__} requires a gradient, so there is "
+                "nothing to train; set requires_grad of some"
+            )
+        raise ValueError(
+            f"{name}.total_loss gave a tensor that depends on no parameter: it must be computed "
+            "from what the model returns, with gradients enabled and without detach()"
+        )
+
     def _with_others(
         self,
         total_loss: Tensor,
@@ -201,7 +227,7 @@ class Accumulator:
         count, squares = sums[1:].tolist()
         return sums[0], Parts(int(count), squares)
 
-    def _share_like(self, loss: Tensor, items: int) -> Tensor:
+    def _share_like(self, loss: Tensor, items: Items) -> Tensor:
         """Return 1 / items, times the loss scale, to start a backward from.
 
         Most windows hold as many items as the one before, so the tensor is kept.
@@ -227,7 +253,7 @@ def checked_microbatch_size(microbatch_size: int | None) -> int | None:
 
 def _microbatches(
     objective: Objective, window: Sequence[Batch], size: int | None
-) -> tuple[int, Iterable[Batch]]:
+) -> tuple[Items, Iterable[Batch]]:
     """Return a window's items, and its micro-batches; those without an item have nothing to add."""
     if size is None:
         batches = list(window)

@@ -9,19 +9,21 @@ from collections.abc import Iterable
 from torch import nn
 
 from cadence.engine.private_torch import batch_norms
-from cadence.objectives import Objective
+from cadence.objectives import Objective, with_objective
 
 
 def coupling(model: nn.Module, objective: Objective) -> str | None:
     """Return the name of what couples the samples of a micro-batch; None = nothing known to.
 
     Args:
-        model: Looked at in its present mode: a BatchNorm in evaluation mode couples nothing.
+        model: Looked at in its present mode, and with it what modules the objective has: a
+            BatchNorm in evaluation mode couples nothing.
         objective: It couples samples if it says so by an attribute ``couples_samples``.
     """
     if getattr(objective, "couples_samples", False):
         return type(objective).__name__
-    norms = (module for module in model.modules() if isinstance(module, batch_norms()))
+    modules = with_objective(model, objective).modules()
+    norms = (module for module in modules if isinstance(module, batch_norms()))
     coupled = (norm for norm in norms if norm.training or norm.running_mean is None)
     return next((type(norm).__name__ for norm in coupled), None)
 

@@ -43,13 +43,13 @@ class GradientSums:
 class MeasuredGradientSums(GradientSums):
     """Takes each micro-batch's gradient away and measures it."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], items: int) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], items: float) -> None:
         super().__init__(parameters)
         self._items = items
-        self._counts: list[int] = []
+        self._counts: list[float] = []
         self._norms: list[Sequence[Tensor]] = []
 
-    def measure(self, items: int) -> None:
+    def measure(self, items: float) -> None:
         """Measure and take a micro-batch of that many items."""
         gradients = [wide(dense(each.grad)) for each in self.sums if each.grad is not None]
         self._counts.append(items)

@@ -16,7 +16,7 @@ from cadence.engine.coupling import check_boundaries, coupling
 from cadence.engine.noise_scale import is_measured
 from cadence.engine.out_of_memory import MemoryLimit, RecoveringAccumulator
 from cadence.engine.threads import DefaultThreads
-from cadence.objectives import Objective
+from cadence.objectives import Objective, with_objective
 from cadence.plan.numbers import whole_number
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,10 @@ class Microbatching:
             model, objective, autocast=self._autocast, scaler=self._scaler, summed=summed
         )
         self._accumulate = RecoveringAccumulator(
-            accumulate, model, self.limit, may_split=self._coupled_by is None
+            accumulate,
+            with_objective(model, objective),
+            self.limit,
+            may_split=self._coupled_by is None,
         )
 
     def __call__(
@@ -104,7 +107,7 @@ class Microbatching:
         window: Sequence[Batch],
         step_size: int,
         *,
-        items: int | None = None,
+        items: float | None = None,
         windows_before: int = 0,
     ) -> Accumulated:
         """Run a window; see `cadence.accumulate`. ``.grad`` must be empty before.

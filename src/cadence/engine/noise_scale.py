@@ -123,7 +123,7 @@ class NoiseScale:
         # same windows have the same interval.
         self._draws = np.random.default_rng(0).poisson(1.0, (RESAMPLES, BLOCKS)).astype(float)
 
-    def window(self, items: int, grad_norm: float, parts: Parts | None) -> None:
+    def window(self, items: float, grad_norm: float, parts: Parts | None) -> None:
         """Take in a window whose update was applied.
 
         Args:

@@ -148,7 +148,7 @@ class RecoveringAccumulator:
         window: Sequence[Batch],
         size: int | None,
         *,
-        items: int | None = None,
+        items: float | None = None,
         measured: Sequence[nn.Parameter] = (),
     ) -> Accumulated:
         """Accumulate one window.

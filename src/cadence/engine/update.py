@@ -50,7 +50,8 @@ class Update:
     """Applies one window's gradient after another, and refuses those that are not finite.
 
     Args:
-        optimizer: Any torch optimizer; each group's present ``lr`` is what the schedule scales.
+        optimizer: Any torch optimizer; each group's present ``lr`` is what the schedule scales, and
+            so is every ``lr`` that its owner, or a torch scheduler, sets later.
         schedule: The factor on it by samples; it is read at the middle of each window, so that its
             sum over the samples of a run is the same for every step_size.
         clip_norm: The largest gradient norm let through, above 0; None = any.
@@ -84,6 +85,8 @@ class Update:
         self._scaler = scaler
         self._chosen: list[dict[str, Any]] = []
         self._base_lrs: list[Any] = []
+        self._written_lrs: list[float] = []
+        self._has_warned = False
         self._take_groups()
 
     @property
@@ -94,6 +97,7 @@ class Update:
     def follow(self, step_size: int) -> None:
         """Let learning rate and beta2 follow the effective batch of that many mini-batches."""
         self._take_groups()
+        self._take_owners_lrs()
         if step_size == self._step_size:
             return
         self._step_size = step_size
@@ -105,6 +109,7 @@ class Update:
         for group in self.optimizer.param_groups[len(self._chosen) :]:
             self._chosen.append({name: group[name] for name in ("lr", "betas") if name in group})
             self._base_lrs.append(group["lr"])
+            self._written_lrs.append(float(group["lr"]))
             self._scale(len(self._chosen) - 1)
 
     def _scale(self, index: int) -> None:
@@ -113,7 +118,27 @@ class Update:
         ratio = self._step_size / self._chosen_for
         options = scaled(self._chosen[index], self._scaling, ratio, 1.0)
         self._base_lrs[index] = options["lr"]
+        self._written_lrs[index] = float(options["lr"])
         self.optimizer.param_groups[index].update(options)
+
+    def _take_owners_lrs(self) -> None:
+        """Take each learning rate that is not the one written last: its owner has set it."""
+        for index, group in enumerate(self.optimizer.param_groups):
+            lr = group["lr"]
+            if float(lr) == self._written_lrs[index]:
+                continue
+            scale = scaled({"lr": 1.0}, self._scaling, self._step_size / self._chosen_for, 1.0)
+            self._chosen[index]["lr"] = lr / scale["lr"]
+            self._base_lrs[index] = lr
+            if not self._has_warned:
+                self._has_warned = True
+                log.warning(
+                    "the learning rate of the optimizer's group %d was set to %g outside the "
+                    "trainer: that is what the schedule scales from here on, as every other that "
+                    "is set so",
+                    index,
+                    float(lr),
+                )
 
     def apply(self, accumulated: Accumulated, clock: Clock, samples: int) -> Outcome:
         """Make the update that a window asks for, or refuse it, and leave ``.grad`` empty.
@@ -125,8 +150,11 @@ class Update:
 
         Returns:
             What became of it.
+
+        Raises:
+            ValueError: The schedule's factor is negative or not finite.
         """
-        lr = self._set_lr(self._schedule(clock.samples_applied + samples / 2))
+        lr = self._set_lr(self._factor(clock.samples_applied + samples / 2))
         if accumulated.items == 0:
             log.warning("samples=%d: a window without any item; no update", clock.samples)
             return Outcome(False, math.nan, math.nan, lr, self._step_size)
@@ -150,11 +178,21 @@ class Update:
             )
         return Outcome(applied, loss, grad_norm, lr, self._step_size)
 
+    def _factor(self, samples: float) -> float:
+        factor = self._schedule(samples)
+        if not (math.isfinite(factor) and factor >= 0):
+            raise ValueError(
+                f"the learning-rate schedule gave {factor} at {samples:g} samples; it must give a "
+                "finite factor, at least 0"
+            )
+        return factor
+
     def _set_lr(self, factor: float) -> float:
         groups = self.optimizer.param_groups
         for group, base in zip(groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
-        return float(groups[0]["lr"])
+        self._written_lrs = [float(group["lr"]) for group in groups]
+        return self._written_lrs[0]
 
     def _step(self, parameters: list[nn.Parameter], grad_norm: float) -> None:
         if self._clip_norm is not None:

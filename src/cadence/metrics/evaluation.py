@@ -14,7 +14,7 @@ from cadence.engine.device import restored_threads, set_threads
 from cadence.engine.gradient_sums import wide
 from cadence.engine.out_of_memory import MemoryLimit, in_parts
 from cadence.engine.threads import DefaultThreads
-from cadence.objectives import Objective, ReportsTotals, items_in
+from cadence.objectives import Objective, ReportsTotals, items_in, with_objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Evaluation:
     metrics: dict[str, float]
     """The objective's further means, such as ``accuracy``, by name."""
     samples: int
-    items: int
+    items: float
     seconds: float
 
 
@@ -59,13 +59,15 @@ def evaluate(
     """
     start = perf_counter()
     limit = limit or MemoryLimit()
-    training = [module for module in model.modules() if module.training]
+    whole = with_objective(model, objective)
+    training = [module for module in whole.modules() if module.training]
     sums: dict[str, Tensor] = {}
-    samples = items = 0
+    samples = 0
+    items: float = 0
     totals_of = partial(_totals, objective, model, device)
     if threads is not None:
         threads.take(model)
-    model.eval()
+    whole.eval()
     try:
         # Not inference_mode: what a model keeps of a forward, such as a state or a cache, could be
         # used in no later training.

@@ -1,7 +1,6 @@
 """The most memory that a run takes."""
 
 import contextlib
-import resource
 import sys
 from pathlib import Path
 
@@ -56,5 +55,11 @@ def _peak_resident_bytes() -> int:
         for line in STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):  # which some sandboxes' kernels do not tell
                 return int(line.split()[1]) * 1024
+    if sys.platform == "win32":  # which has no resource module
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

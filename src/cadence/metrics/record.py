@@ -46,7 +46,8 @@ class Record:
         self._before = _Before()
         self.evaluations_since_best = 0
         """Evaluations since the lowest validation loss."""
-        self._windows = self._items = 0
+        self._windows = 0
+        self._items: float = 0
         self._total_loss = 0.0
 
     def begin_epoch(self, clock: Clock) -> None:

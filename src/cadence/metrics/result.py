@@ -12,7 +12,7 @@ class Window(NamedTuple):
 
     samples: int
     """Samples in the window, summed over processes."""
-    items: int
+    items: float
     """Items in the window, summed over processes."""
     applied: bool
     """Whether the optimizer stepped."""
@@ -43,7 +43,7 @@ class Result:
     """Updates refused or without any item."""
     samples: int
     """Samples trained on."""
-    items: int
+    items: float
     """Items trained on."""
     minibatches: int
     """Mini-batches trained on, all processes together."""

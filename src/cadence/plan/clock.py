@@ -20,7 +20,7 @@ class Clock(NamedTuple):
     """Mini-batches seen."""
     samples: int = 0
     """Samples seen."""
-    items: int = 0
+    items: float = 0
     """Items seen."""
     updates_attempted: int = 0
     """Windows seen; each asks for one update."""
@@ -38,7 +38,7 @@ class Clock(NamedTuple):
         """Updates asked for and not applied: refused, or without any item."""
         return self.updates_attempted - self.updates
 
-    def after_window(self, batches: int, samples: int, items: int, applied: bool) -> "Clock":
+    def after_window(self, batches: int, samples: int, items: float, applied: bool) -> "Clock":
         """Return the clock after one more window."""
         return Clock(
             epoch=self.epoch,

@@ -16,6 +16,9 @@ from typing import Any
 
 from cadence.system.atomic_write import write_atomically
 
+LONGEST_LINE = 1000
+"""Characters of an error that a person is shown."""
+
 HIDDEN = "***"
 """What stands where a secret was."""
 
@@ -71,9 +74,18 @@ def redacted_tree(value: Any) -> Any:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return what an error says, in one line without secrets, nor the statement that failed."""
+    """Return what an error says, in one line without secrets, nor the statement that failed.
+
+    What cannot be encoded is a question mark there, and a line is cut that no person reads to its
+    end: the log has all of it.
+    """
     said = redacted(" ".join(str(error).split())) or type(error).__name__
-    return _STATEMENT.sub("", said)
+    return shortened(_STATEMENT.sub("", said).encode(errors="replace").decode(), LONGEST_LINE)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text, cut with `` ...`` where it has more characters than ``most``."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def with_its_type(error: BaseException) -> str:

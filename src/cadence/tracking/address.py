@@ -8,6 +8,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from cadence.system.secrets import in_one_line, redacted
 
@@ -44,14 +45,28 @@ def check(uri: str) -> None:
             f"track.uri=sqlite:///{Path(parts.path).absolute()}/mlflow.db"
         )
     elif scheme in PORTS:
+        proxy = _proxy(parts)
         try:
+            if proxy is not None:  # which may know names that this machine does not
+                _connect(proxy.hostname or "", proxy.port or PORTS["http"], asks=False)
+                return
             _connect(parts.hostname or "", port or PORTS[scheme], asks=scheme == "http")
         except (OSError, ValueError, http.client.HTTPException) as error:
+            through = f"the proxy of {parts.scheme.upper()}_PROXY does not answer"
+            answers = through if proxy else "no MLflow server answers"
             raise ValueError(
-                f"track.uri={redacted(uri)}: no MLflow server answers "
+                f"track.uri={redacted(uri)}: {answers} "
                 f"({in_one_line(error)}); start it, correct the address, or train without by "
                 "track=none, or deliver later by track.offline=true"
             ) from error
+
+
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    """Return the proxy that the environment has for an address; None = there is none for it."""
+    proxy = getproxies().get(parts.scheme)
+    if proxy is None or proxy_bypass(parts.hostname or ""):
+        return None
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def _parts(uri: str) -> tuple[SplitResult, int | None]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cadence.checkpoint.file_format import read, write
-from cadence.checkpoint.random_state import random_states, restore_random_states
+from cadence.checkpoint.random_state import (
+    generator_states,
+    random_state_kept,
+    random_states,
+    restore_generators,
+    restore_random_states,
+)
 from cadence.checkpoint.state import (
     State,
     checked_model_state,
+    checked_objective_state,
     checked_optimizer_state,
+    first_three,
 )
 from cadence.data.batch import Batch, samples_in
 from cadence.distributed.partition import GathersWindows, PlannedWindow
@@ -28,14 +37,23 @@ from cadence.metrics.memory import PeakMemory
 from cadence.metrics.record import Record
 from cadence.metrics.result import Result, Window
 from cadence.metrics.timing import WindowParts
-from cadence.objectives import Objective
+from cadence.objectives import Objective, checked_objective, modules_beside, with_objective
 from cadence.plan.clock import Clock, Limits
 from cadence.plan.numbers import whole_number
 from cadence.plan.schedule import Schedule, constant
 from cadence.plan.shares import SharedStepSizes, WindowPlan
 from cadence.plan.window import DEFAULT_STEP_SIZE
 from cadence.training.callback import Callback, Tracker
-from cadence.training.epochs import announce_epoch, batches_in, warn_of_short_epochs
+from cadence.training.epochs import (
+    announce_epoch,
+    batches_in,
+    generators_of,
+    warn_of_short_epochs,
+)
+from cadence.training.first_checks import check_lone_sample, check_precision
+
+LOADER = "loader"
+"""The random states of the data loader's own generators, among those that a state holds."""
 
 
 class Trainer:
@@ -43,8 +61,9 @@ class Trainer:
 
     Args:
         model: Any module; it moves to the device.
-        optimizer: Any torch optimizer over its parameters.
-        objective: See `cadence.objectives`.
+        optimizer: Any torch optimizer over its parameters, and over those of an objective that has
+            some.
+        objective: See `cadence.objectives`; one that is or holds a module moves as well.
         step_size: Mini-batches per update, at least 1, or a schedule: from how many samples on, how
             many (``{0: 2, 50_000: 8}``); see `cadence.plan.window.StepSizeSchedule`. It can be
             read, as the present number, and set between epochs. With several processes it is each
@@ -97,8 +116,10 @@ class Trainer:
         self._windows = WindowPlan(step_size, self._processes.count)
         self.device = devices.resolved(device)
         self.model = model.to(self.device)
-        self.optimizer = optimizer
-        self.objective = objective
+        self.objective = checked_objective(objective)
+        self._own_modules = nn.ModuleList(modules_beside(self.model, self.objective))
+        self._own_modules.to(self.device)
+        self._optimizer = optimizer
         self._max_skipped = checked_max_skipped(max_skipped)
         self._autocast = devices.autocast_dtype(precision, self.device)
         self._scaler = devices.grad_scaler(precision, self.device)
@@ -118,19 +139,50 @@ class Trainer:
         self._stops = self._measures_parts = False
         self.evaluation_is_due = False
         """Whether an evaluation follows on the window that has just ended."""
+        check_precision(self._whole, precision)
         self._check_optimizer()
-        self._update = Update(
-            optimizer,
+        self._make_update = partial(
+            Update,
             schedule=schedule or constant(),
             clip_norm=clip_norm,
             scaler=self._scaler,
-            step_size=sum(self.step_sizes),
             scaling=scaling,
         )
+        self._update = self._make_update(optimizer, step_size=sum(self.step_sizes))
+
+    @property
+    def _whole(self) -> nn.Module:
+        """All that is trained: the model, and what modules the objective has beside it."""
+        return with_objective(self.model, self.objective)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What updates the parameters; another one may take its place between calls of `fit`."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._check_optimizer()
+        self._update = self._make_update(optimizer, step_size=sum(self.step_sizes))
 
     def _check_optimizer(self) -> None:
-        owned = {id(parameter) for parameter in self.model.parameters()}
+        owned = {id(parameter) for parameter in self._whole.parameters()}
         updated = [one for group in self.optimizer.param_groups for one in group["params"]]
+        ids = {id(parameter) for parameter in updated}
+        forgotten = [
+            name
+            for module in self._own_modules
+            for name, each in module.named_parameters()
+            if each.requires_grad and id(each) not in ids
+        ]
+        if forgotten:
+            raise ValueError(
+                f"the optimizer does not update {first_three(forgotten)} of "
+                f"{type(self.objective).__name__}; give it the objective's parameters beside the "
+                "model's, such as [*model.parameters(), *objective.parameters()], or set "
+                "requires_grad=False"
+            )
         foreign = sum(id(parameter) not in owned for parameter in updated)
         if foreign:
             raise ValueError(
@@ -274,12 +326,13 @@ class Trainer:
         self._record = Record(self.device, self._memory)
         self._restore_record()
         warn_of_short_epochs(train_loader, self._windows.window)
+        check_lone_sample(self.model, self.objective, train_loader, self.device)
         if not self.model.training:  # else it keeps parts that its owner froze by eval()
             self.model.train()
         self._stops = self._measures_parts = False
         for callback in self.callbacks:
             callback.on_fit_start(self)
-        self._processes.begin(self.model)
+        self._processes.begin(self._whole)
         self._microbatching.begin(
             self.model,
             self.objective,
@@ -353,7 +406,9 @@ class Trainer:
                 "empty, or a generator that can be read once? Give a DataLoader, or another "
                 "iterable that starts anew each epoch"
             )
-        return self._has_read_all or batches_in(loader) == self.clock.batches_of_epoch
+        if self._has_read_all:
+            return True
+        return batches_in(loader) == self.clock.batches_of_epoch and self._processes.epoch_is_read()
 
     def _rest_of_epoch(self, loader: Iterable[Batch], limits: Limits) -> Iterator[PlannedWindow]:
         """Return the windows of the epoch that are not seen yet, in the random state of then.
@@ -365,13 +420,22 @@ class Trainer:
         states = {"epoch": self._random_of_epoch, "now": random_states() if goes_on else {}}
         states, self._restored = self._restored.random if self._restored else states, None
         if goes_on:
-            restore_random_states(states["epoch" if behind else "now"])
+            began = states["epoch" if behind else "now"]
+            restore_random_states(began)
+            if LOADER in began:
+                restore_generators(generators_of(loader), began[LOADER])
         if not isinstance(loader, GathersWindows):  # that draws its order from a seed of its own
-            self._random_of_epoch = random_states()
+            self._random_of_epoch = self._random_states()
         rest = self._processes.windows(loader, self._windows, lambda: self.clock, limits)
         if behind:
             restore_random_states(states["now"])
         return rest
+
+    def _random_states(self) -> dict[str, Any]:
+        """Return the global random states, and those of the loader's own generators."""
+        loader = self._loader_of_epoch
+        of_loader = [] if loader is None else generator_states(generators_of(loader))
+        return {**random_states(), LOADER: of_loader}
 
     def save(self, path: str | Path) -> None:
         """Write everything the run needs to go on into a file, whole or not at all."""
@@ -397,10 +461,11 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             scaler=None if self._scaler is None else self._scaler.state_dict(),
             clock=self.clock,
-            random={"epoch": self._random_of_epoch, "now": random_states()},
+            random={"epoch": self._random_of_epoch, "now": self._random_states()},
             record={**self._record.state(), "callbacks": callbacks},
             config=dict(config or {}),
             mlflow_run_id=mlflow_run_id,
+            objective=self._own_modules.state_dict() or None,
         )
 
     def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
@@ -422,9 +487,11 @@ class Trainer:
         """
         model_state = checked_model_state(self.model, state)
         optimizer_state = checked_optimizer_state(self.optimizer, state)
+        objective_state = checked_objective_state(self._own_modules, state)
         groups = self.optimizer.param_groups
         chosen = [{key: group[key] for key in group if key != "params"} for group in groups]
         self.model.load_state_dict(model_state)
+        self._own_modules.load_state_dict(objective_state)
         self.optimizer.load_state_dict(optimizer_state)
         for group, options in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(options)  # the moments are the run's, the learning rate is this trainer's
@@ -484,9 +551,21 @@ class Trainer:
         announce_epoch(minibatches, self.clock.samples)  # so that noise in workers is of here
         limit = self._microbatching.limit
         threads = self._microbatching.default_threads
-        return evaluate(
-            self.model, self.objective, minibatches, self.device, self._autocast, limit, threads
-        )
+        generators = generators_of(minibatches)
+        drawn = generator_states(generators)
+        try:
+            with random_state_kept(self.device):  # what is drawn here changes no training
+                return evaluate(
+                    self.model,
+                    self.objective,
+                    minibatches,
+                    self.device,
+                    self._autocast,
+                    limit,
+                    threads,
+                )
+        finally:
+            restore_generators(generators, drawn)
 
     def _evaluate(self, val_loader: Iterable[Batch] | None) -> None:
         """Evaluate the model as it is now, unless that is done already."""

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cadence.checkpoint.folder import has_begun
 from cadence.config.checks import checked, quoted
-from cadence.config.errors import ConfigError, explained
+from cadence.config.errors import ConfigError, SweepError, explained
 from cadence.display.terminal import open_console
 from cadence.sweeps import study as studies
 from cadence.sweeps.definition import SearchDefinition
@@ -332,6 +332,8 @@ class TrialLoop:
         trial.set_user_attr("reason", reason)
         self._say_failure(trial, reason)
         self._study.tell(trial, state=TrialState.FAIL)
+        if returned.status == JobStatus.FAILED and isinstance(error_of(returned), SweepError):
+            raise error_of(returned)
 
     @staticmethod
     def _reason(returned: JobReturn) -> str:

@@ -1,17 +1,23 @@
 """An MLflow server or database as `cadence.tracking.upload` sees it."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
-from cadence.system.secrets import in_one_line
+from cadence.system.secrets import in_one_line, shortened
 from cadence.tracking.metrics_file import LoggedMetric
 from cadence.tracking.mlflow.client import REFUSALS, experiment_id, open_client
 from cadence.tracking.mlflow.names import BATCH, PARENT, can_be_named
 from cadence.tracking.run_file import TrackedRun
 from cadence.tracking.upload import UploadError
+
+log = logging.getLogger(__name__)
 
 RUN_KEY = "cadence.run_key"
 """The tag by which a run is found again; see `cadence.tracking.run_file.TrackedRun.key`."""
@@ -70,10 +76,10 @@ class Mlflow:
                 tags["cadence.changed_params"] = "; ".join(changes)
             unknown = (name for name in wanted if name not in known)
             new = [Param(name, wanted[name]) for name in unknown if can_be_named(name, "param")]
-            for start in range(0, max(1, len(new)), BATCH):
-                some = new[start : start + BATCH]
-                told = [RunTag(*tag) for tag in tags.items()]
-                self._client.log_batch(run_id, params=some, tags=told)
+            log_batch = partial(self._client.log_batch, run_id)
+            taken([RunTag(*tag) for tag in tags.items()], lambda some: log_batch(tags=some))
+            for start in range(0, len(new), BATCH):
+                taken(new[start : start + BATCH], lambda some: log_batch(params=some))
             if REASON in there.tags:  # why the session ended that goes on now
                 self._client.delete_tag(run_id, REASON)
             for name, text in run.texts.items():
@@ -87,16 +93,59 @@ class Mlflow:
             if can_be_named(point.key, "metric")
         ]
         with _uploading():
-            self._client.log_batch(run_id, metrics)
+            taken(metrics, partial(self._client.log_batch, run_id))
 
     def end(self, run_id: str, run: TrackedRun, files: Sequence[Path]) -> None:
         """Keep the files as artifacts, and end the run."""
         with _uploading():
             for file in files:
                 self._client.log_artifact(run_id, str(file))
-            if run.reason is not None:
-                self._client.set_tag(run_id, REASON, run.reason)
             self._client.set_terminated(run_id, run.status, run.ended)
+            if run.reason is not None:  # last: nothing in it keeps the run from its end
+                log_batch = partial(self._client.log_batch, run_id)
+                taken([RunTag(REASON, run.reason)], lambda some: log_batch(tags=some))
+
+
+def taken(parts: Sequence[Any], send: Callable[[Sequence[Any]], object]) -> None:
+    """Let a server take metrics, params or tags, however few it takes at once.
+
+    What it refuses for good is sent in halves. A single one is sent once more with a shorter text,
+    and then left out, with a warning: it stays in the run's folder.
+
+    Args:
+        parts: MLflow's own, of one kind.
+        send: Sends some of them.
+    """
+    if not parts:
+        return
+    try:
+        send(parts)
+        return
+    except MlflowException as error:
+        if error.get_http_status_code() != BAD_REQUEST:  # type: ignore[no-untyped-call]
+            raise
+        refusal = error
+    if len(parts) > 1:
+        middle = len(parts) // 2
+        taken(parts[:middle], send)
+        taken(parts[middle:], send)
+        return
+    (part,) = parts
+    if isinstance(part.value, str) and len(part.value) > SHORT:
+        taken([type(part)(part.key, shortened(part.value, SHORT))], send)
+        return
+    log.warning(
+        "%s: MLflow does not take it (%s); it stays in the run folder",
+        part.key,
+        in_one_line(refusal),
+    )
+
+
+BAD_REQUEST = 400
+"""The HTTP status of what a server refuses whenever it is asked."""
+
+SHORT = 250
+"""Characters of a text that every server takes."""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from cadence.system.locks import waited_for
-from cadence.system.secrets import in_one_line, redacted
+from cadence.system.secrets import in_one_line
 from cadence.tracking import address
 from cadence.tracking.mlflow.client import REFUSALS, experiment_id, open_client, refused
 from cadence.tracking.mlflow.names import PARENT
@@ -105,8 +105,8 @@ class SweepRuns:
         """End a trial's run as its trial ended, if it did not say so itself."""
         with _borne(f"that run {run_id} is {status}"):
             if self._client.get_run(run_id).info.status not in ("FAILED", "KILLED"):
-                self._client.set_tag(run_id, REASON, redacted(reason))
                 self._client.set_terminated(run_id, status)
+                self._client.set_tag(run_id, REASON, reason)
 
     def has_finished(self, run_id: str) -> bool:
         """Return whether a trial's run ended by itself, with all its numbers; one must be there.

@@ -20,11 +20,12 @@ from cadence.metrics.result import Result, Window
 from cadence.metrics.summary import status_after
 from cadence.plan.clock import Clock
 from cadence.system.atomic_write import copy_atomically
+from cadence.system.secrets import shortened, with_its_type
 from cadence.tracking.address import cannot_log
 from cadence.tracking.machine import Machine
 from cadence.tracking.metrics_file import MetricsFile
 from cadence.tracking.metrics_logger import MetricsLogger, milliseconds
-from cadence.tracking.mlflow.names import param_text
+from cadence.tracking.mlflow.names import NAME_LENGTH, param_text
 from cadence.tracking.mlflow.server_process import MlflowProcess, opened
 from cadence.tracking.run_file import (
     UNKNOWN,
@@ -96,7 +97,7 @@ class Tracker(callback.Tracker):
             key=uuid4().hex,
             uri=uri,
             experiment=experiment,
-            name=run_name,
+            name=shortened(run_name, NAME_LENGTH),
             params={name: param_text(value) for name, value in params.items()},
             tags=dict(tags),
             texts=dict(texts),
@@ -262,7 +263,7 @@ class Tracker(callback.Tracker):
             self._metrics.close()
 
     def _end(self, error: BaseException | None) -> None:
-        reason = None if error is None else f"{type(error).__name__}: {error}"
+        reason = None if error is None else with_its_type(error)
         self._file.update(ended=milliseconds(), status=status_after(error), reason=reason)
 
 
