@@ -82,6 +82,7 @@ def test_an_untracked_run_imports_torch_and_its_display_and_so_does_its_evaluati
     assert imported(tmp_path, "src.evaluate", f"run={run}") == TRAINS
 
 
+@pytest.mark.slow
 def test_a_tracked_run_imports_mlflow_and_no_sweeper_plots_or_compiler(
     tmp_path: Path, tracking_uri: str
 ) -> None:

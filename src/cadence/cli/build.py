@@ -63,7 +63,7 @@ def build(
     from cadence.data import loader
     from cadence.engine.device import compile_forward, resolved
     from cadence.engine.without_dynamo import spare_dynamo
-    from cadence.objectives import checked_objective, with_objective
+    from cadence.objectives import with_objective
     from cadence.plan.schedule import named_schedule
     from cadence.system.malloc import keep_memory
 
@@ -77,7 +77,7 @@ def build(
     data: Data = instantiate.build(
         "data", {key: value for key, value in settings.data.items() if key not in own}
     )
-    objective = checked_objective(instantiate.build("data.objective", settings.data["objective"]))
+    objective = _objective(settings.data["objective"])
     model = instantiate.build(
         "model", settings.model, input_shape=list(data.input_shape), outputs=data.outputs
     ).to(device)
@@ -140,6 +140,16 @@ def _callbacks(chosen: "TrainerConfig") -> "list[Callback]":
     if chosen.patience is not None:
         callbacks.append(EarlyStopping(chosen.patience))
     return callbacks
+
+
+def _objective(node: "Mapping[str, Any]") -> "Objective":
+    """Build what the data or the user names as objective, and refuse what is none."""
+    from cadence.objectives import checked_objective
+
+    try:
+        return checked_objective(instantiate.build("data.objective", node))
+    except TypeError as error:
+        raise ConfigError(f"data.objective._target_={node['_target_']}: {error}") from error
 
 
 def _initialise_lazy(model: "torch.nn.Module", objective: "Objective", data: "Data") -> None:
