@@ -26,6 +26,9 @@ from hydra.core.plugins import Plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 
+COMMAND_SECONDS = float(os.environ.get("COMMAND_SECONDS", "550"))
+"""How long a command may take; CI has more patience, on a machine that may be slow."""
+
 IMPORTED = (
     *("torch", "mlflow.pytorch", "optuna", "matplotlib.pyplot", "plotly"),
     *(
@@ -66,7 +69,7 @@ class Warm:
         folder: Path,
         *,
         environment: Mapping[str, str] | None = None,
-        timeout: float = 550,
+        timeout: float = COMMAND_SECONDS,
         file_bytes: int | None = None,
     ) -> "subprocess.CompletedProcess[str]":
         """Run ``python -m MODULE`` in a folder, and wait for its end.
