@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cadence.cli.overrides import with_one_schedule
+from cadence.config.checks import register
 from hydra_plugins.cadence_sweeper._search_space import read_space, text_of
 
 CHOICES = {
@@ -25,6 +26,7 @@ CHOICES = {
 
 @pytest.mark.parametrize("key", CHOICES)
 def test_each_trials_config_equals_its_params(key: str) -> None:
+    register(ROOT)
     text, wanted = CHOICES[key]
     space = read_space(with_one_schedule(["seed=3", f"{key}={text}"]))
     distribution = space.searched[key]
@@ -38,7 +40,7 @@ def test_each_trials_config_equals_its_params(key: str) -> None:
 
     found = []
     for value in values:
-        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        with initialize_config_dir(str(ROOT / "conf")):
             config = compose("config", overrides=space.overrides({key: value}))
         found.append(OmegaConf.to_container(config, resolve=False))
     assert [_at(config, key) for config in found] == wanted
