@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 from warm import Warm
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")  # here, before any test is read: no test asserts a time
 
 ROOT = Path(__file__).resolve().parents[1]
 

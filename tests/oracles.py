@@ -7,16 +7,12 @@ from typing import NamedTuple
 import jaxtyping
 import pytest
 import torch
-from hypothesis import settings
 from torch import Tensor, nn
 
 from cadence import Callback, Trainer
 from cadence.data.batch import Batch
 from cadence.metrics.result import Result, Window
 from cadence.plan.clock import Clock
-
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 SIZES = (4, 3, 4, 1, 4, 2, 4, 4, 3, 2, 1)
 """Samples in ragged mini-batches: 11 of them, so 2, 3 and 8 at a time leave a short last window."""

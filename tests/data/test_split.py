@@ -40,7 +40,7 @@ def test_the_digits_are_split_as_scikit_learn_does(share: float, seed: int) -> N
         assert np.array_equal(our, their)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     classes=st.lists(st.integers(-3, 3), min_size=2, max_size=40),
     share=st.floats(0, 1, exclude_min=True, exclude_max=True),

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from cadence.tracking.metrics_file import BUFFERED, FILE, LoggedMetric, MetricsFile
@@ -65,7 +65,6 @@ def test_a_damaged_line_is_named_and_not_passed_over(tmp_path: Path, damaged: by
     )
 
 
-@settings(deadline=None)
 @given(cut=some.integers(0, 600))
 def test_a_death_at_any_byte_costs_at_most_the_line_that_was_being_written(
     tmp_path_factory: pytest.TempPathFactory, cut: int

@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 from waiting import until
 
@@ -115,7 +115,6 @@ def all_told(folder: Path, journal: MetricsFile, server: ShakyServer) -> bool:
     return True
 
 
-@settings(deadline=None)
 @given(fates=some.lists(some.sampled_from([FINE, BEFORE, AFTER]), max_size=20))
 def test_whatever_fails_each_point_arrives_once_in_one_run(
     tmp_path_factory: pytest.TempPathFactory, fates: list[str]
@@ -154,7 +153,6 @@ def test_a_server_too_slow_for_a_thousand_points_gets_fewer_at_once(tmp_path: Pa
     assert server.points == points(range(250))
 
 
-@settings(deadline=None)
 @given(
     delivered=some.integers(0, 12),
     resumed=some.integers(0, 11),
