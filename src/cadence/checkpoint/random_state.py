@@ -69,7 +69,7 @@ def random_states() -> dict[str, Any]:
     numpy_state = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
-        "numpy": _replaced(numpy_state, np.ndarray, lambda array: torch.from_numpy(array.copy())),
+        "numpy": _with_tensors(numpy_state),
         "torch": torch.get_rng_state(),
         "cuda": _cuda_states(),
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
@@ -85,7 +85,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
         states: What `random_states` returned.
     """
     random.setstate(states["python"])
-    np.random.set_state(_replaced(states["numpy"], Tensor, Tensor.numpy))
+    np.random.set_state(_with_arrays(states["numpy"]))
     torch.set_rng_state(states["torch"])
     present = torch.cuda.device_count()
     for index, cuda in enumerate(states["cuda"][:present]):
@@ -131,9 +131,9 @@ def restore_generators(generators: Sequence[Any], states: Sequence[Any]) -> None
         elif isinstance(generator, random.Random):
             generator.setstate(state)
         elif isinstance(generator, np.random.RandomState):
-            generator.set_state(_replaced(state, Tensor, Tensor.numpy))
+            generator.set_state(_with_arrays(state))
         else:
-            generator.bit_generator.state = _replaced(state, Tensor, Tensor.numpy)
+            generator.bit_generator.state = _with_arrays(state)
 
 
 GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
@@ -146,8 +146,9 @@ def _state_of(generator: Any) -> Any:
     if isinstance(generator, random.Random):
         return generator.getstate()
     is_old = isinstance(generator, np.random.RandomState)
-    state = generator.get_state(legacy=False) if is_old else generator.bit_generator.state
-    return _replaced(state, np.ndarray, lambda array: torch.from_numpy(array.copy()))
+    return _with_tensors(
+        generator.get_state(legacy=False) if is_old else generator.bit_generator.state
+    )
 
 
 def _accelerator_state(device: torch.device) -> Tensor:
@@ -166,6 +167,16 @@ def _which(device: torch.device) -> tuple[torch.device, ...]:
 def _cuda_states() -> list[Tensor]:
     used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.cuda.get_rng_state_all() if used else []
+
+
+def _with_tensors(state: Any) -> Any:
+    """Return numpy's state of a generator with a tensor for each array, as a checkpoint has it."""
+    return _replaced(state, np.ndarray, lambda array: torch.from_numpy(array.copy()))
+
+
+def _with_arrays(state: Any) -> Any:
+    """Return what `_with_tensors` returned as numpy wants it."""
+    return _replaced(state, Tensor, Tensor.numpy)
 
 
 def _replaced(tree: Any, kind: type, convert: Callable[[Any], Any]) -> Any:

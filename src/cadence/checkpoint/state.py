@@ -43,10 +43,7 @@ def checked_objective_state(modules: nn.Module, state: State) -> dict[str, Any]:
     Raises:
         ValueError: Names, shapes or dtypes differ.
     """
-    found = state.objective or {}
-    here = {name: described(value) for name, value in modules.state_dict().items()}
-    _refuse_another("objective", here, {name: described(value) for name, value in found.items()})
-    return found
+    return _checked_state("objective", modules, state.objective or {})
 
 
 def checked_model_state(model: nn.Module, state: State) -> dict[str, Any]:
@@ -59,10 +56,13 @@ def checked_model_state(model: nn.Module, state: State) -> dict[str, Any]:
     Raises:
         ValueError: Names, shapes or dtypes differ.
     """
-    here = {name: described(value) for name, value in model.state_dict().items()}
-    there = {name: described(value) for name, value in state.model.items()}
-    _refuse_another("model", here, there)
-    return state.model
+    return _checked_state("model", model, state.model)
+
+
+def _checked_state(what: str, module: nn.Module, found: dict[str, Any]) -> dict[str, Any]:
+    here = {name: described(value) for name, value in module.state_dict().items()}
+    _refuse_another(what, here, {name: described(value) for name, value in found.items()})
+    return found
 
 
 def checked_optimizer_state(optimizer: Optimizer, state: State) -> dict[str, Any]:

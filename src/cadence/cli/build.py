@@ -61,6 +61,7 @@ def build(
 
     from cadence import Trainer
     from cadence.data import loader
+    from cadence.data.loading import samples_of_epoch
     from cadence.engine.device import compile_forward, resolved
     from cadence.engine.without_dynamo import spare_dynamo
     from cadence.objectives import with_objective
@@ -90,8 +91,8 @@ def build(
         compile_forward(model)
     batch_size, workers = settings.data["batch_size"], settings.data.get("workers", 0)
     drop_last = settings.data.get("drop_last", False)
-    left_out = len(data.train) % batch_size if drop_last else 0
-    total_samples = _total_samples(settings.trainer, len(data.train) - left_out)
+    epoch = samples_of_epoch(len(data.train), batch_size, drop_last=drop_last)
+    total_samples = _total_samples(settings.trainer, epoch)
     chosen = settings.trainer
     _check_coupling(chosen, model, objective, batch_size)
     windows = windows or WindowPlan(chosen.step_size, 1)
@@ -161,14 +162,19 @@ def _initialise_lazy(model: "torch.nn.Module", objective: "Objective", data: "Da
     import torch
 
     from cadence.checkpoint.random_state import random_state_kept
-    from cadence.data import loader
     from cadence.data.batch import moved
     from cadence.engine.device import device_of
 
     device = device_of(model)
     with random_state_kept(device), torch.no_grad():
-        batch = next(iter(loader(data.train, min(2, len(data.train)))))
-        objective.total_loss(model, moved(batch, device))
+        objective.total_loss(model, moved(two_samples(data), device))
+
+
+def two_samples(data: "Data") -> Any:
+    """Return the first two training samples as a mini-batch; one where there is no second."""
+    from cadence.data import loader
+
+    return next(iter(loader(data.train, min(2, len(data.train)))))
 
 
 TAKES_TOKENS = {

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cadence.cli.build import Run
+from cadence.cli.build import Run, two_samples
 from cadence.cli.plan import RunPlan
 from cadence.system.secrets import with_its_type
 
@@ -112,12 +112,10 @@ def example_to_log(run: Run) -> "Tensor":
         ValueError: MLflow cannot keep such a model.
     """
     from cadence.checkpoint.random_state import random_state_kept
-    from cadence.data import loader
     from cadence.tracking.mlflow.example import example_inputs
 
     with random_state_kept(run.trainer.device):
-        batch = next(iter(loader(run.data.train, min(2, len(run.data.train)))))
-        return example_inputs(run.trainer.model, run.trainer.objective, batch)
+        return example_inputs(run.trainer.model, run.trainer.objective, two_samples(run.data))
 
 
 def log_model(uri: str, run_id: str, run: Run, folder: Path, example: "Tensor") -> None:

@@ -242,7 +242,7 @@ def _part(batch: Batch, start: int, stop: int) -> Batch:
     length = _nested_length(batch)
     _refuse_ambiguous(batch, length)
     leaves = _leaves(batch, length)
-    return _with_leaves(batch, [_cut(leaf, start, stop) for leaf in leaves])
+    return _with_leaves(batch, length, [_cut(leaf, start, stop) for leaf in leaves])
 
 
 def _cut(leaf: Any, start: int, stop: int) -> Any:
@@ -260,8 +260,10 @@ def _joined(pieces: Sequence[Batch]) -> Batch:
     if _flat(pieces[0]) is not None:
         columns = zip(*map(tensors, pieces), strict=True)
         return _rebuilt(pieces[0], [torch.cat(column) for column in columns])
-    nested = [_leaves(piece, _nested_length(piece)) for piece in pieces]
-    return _with_leaves(pieces[0], [_concatenated(column) for column in zip(*nested, strict=True)])
+    lengths = [_nested_length(piece) for piece in pieces]
+    nested = [_leaves(piece, length) for piece, length in zip(pieces, lengths, strict=True)]
+    joined = [_concatenated(column) for column in zip(*nested, strict=True)]
+    return _with_leaves(pieces[0], lengths[0], joined)
 
 
 def _concatenated(column: Sequence[Any]) -> Any:
@@ -370,9 +372,9 @@ def _leaves(node: Any, length: int, *, is_top: bool = True) -> list[Any]:
     return [leaf for value in values for leaf in _leaves(value, length, is_top=False)]
 
 
-def _with_leaves(batch: Batch, leaves: Sequence[Any]) -> Batch:
+def _with_leaves(batch: Batch, length: int, leaves: Sequence[Any]) -> Batch:
     """Return a nested mini-batch with other leaves, in the order of `_leaves`."""
-    length, rest = _nested_length(batch), iter(leaves)
+    rest = iter(leaves)
 
     def rebuilt(node: Any, *, is_top: bool = False) -> Any:
         if isinstance(node, Tensor) or _is_entries(node, length, is_top=is_top):

@@ -17,6 +17,11 @@ from cadence.data.worker import stay_with_parent
 log = logging.getLogger(__name__)
 
 
+def samples_of_epoch(samples: int, batch_size: int, *, drop_last: bool) -> int:
+    """Return the samples that an epoch of a data set has: less a last mini-batch left out."""
+    return samples - (samples % batch_size if drop_last else 0)
+
+
 class EpochOrder(Sampler[Any]):
     """The sample indices of each mini-batch of an epoch, in an order of the epoch's own.
 
@@ -30,7 +35,8 @@ class EpochOrder(Sampler[Any]):
     def __init__(
         self, samples: int, batch_size: int, seed: int | None, *, drop_last: bool = False
     ) -> None:
-        self._samples = samples
+        self._of_data = samples
+        self._samples = samples_of_epoch(samples, batch_size, drop_last=drop_last)
         self.drop_last = drop_last
         self.batch_size = batch_size
         self._seed = seed
@@ -60,23 +66,19 @@ class EpochOrder(Sampler[Any]):
             skip: Mini-batches to leave out at the epoch's start.
             samples: Samples after which the epoch ends; None means all of them.
         """
-        order = self._order()[skip * self.batch_size : self._samples_taken()][:samples]
+        order = self._order()[skip * self.batch_size : self._samples][:samples]
         at_once = min(self.batch_size * minibatches, len(order))
         yield from torch.split(order, at_once) if at_once else ()
 
     def __len__(self) -> int:
         """Return the mini-batches in an epoch."""
-        return -(-self._samples_taken() // self.batch_size)
-
-    def _samples_taken(self) -> int:
-        """Return the samples that an epoch has."""
-        return self._samples - (self._samples % self.batch_size if self.drop_last else 0)
+        return -(-self._samples // self.batch_size)
 
     def _order(self) -> Int[Tensor, " samples"]:
         if self._seed is None:
-            return torch.arange(self._samples)
+            return torch.arange(self._of_data)
         generator = torch.Generator().manual_seed(self._seed_of_epoch)
-        return torch.randperm(self._samples, generator=generator)
+        return torch.randperm(self._of_data, generator=generator)
 
 
 class InMemoryLoader(DataLoader[Samples]):
