@@ -183,7 +183,7 @@ class Classification:
         return {"loss": loss, "accuracy": self.weight.to(targets.device)[targets[right]].sum()}
 
     def _sum(
-        self, logits: Float[Tensor, "samples classes *rest"], targets: Int[Tensor, "samples *rest"]
+        self, logits: Float[Tensor, "samples classes *rest"], targets: Int[Tensor, " samples *rest"]
     ) -> Float[Tensor, ""]:
         if targets.is_floating_point() or targets.dim() != logits.dim() - 1:
             raise ValueError(

@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT, CommandLine
 from oracles import same
 from serving import free_port
+from waiting import until
 
 from cadence.checkpoint.file_format import read
 from cadence.checkpoint.folder import latest
@@ -34,7 +35,6 @@ TWO_GPUS = (
 
 FAILING = """
 import builtins, os, sys
-from waiting import until
 
 imported = builtins.__import__
 

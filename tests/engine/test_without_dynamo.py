@@ -50,7 +50,7 @@ def trained(
 
 def test_an_optimizer_works_without_the_tracers_import_and_gives_the_same_weights() -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=550
     )
     assert ended.returncode == 0, ended.stderr
     has_dynamo, weights = json.loads(ended.stdout)

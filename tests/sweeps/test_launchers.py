@@ -17,12 +17,13 @@ import mlflow
 import optuna
 import psutil
 import pytest
-from browsing import serving, until, wait_for
+from browsing import serving, wait_for
 from conftest import ROOT, CommandLine
 from optuna.trial import FrozenTrial, TrialState
 from serving import free_port, needs_postgres, postgres_server, program
 from sqlalchemy.pool import NullPool
 from told import in_mlflow, in_the_folder
+from waiting import until
 
 pytestmark = [pytest.mark.slow, needs_postgres, pytest.mark.xdist_group("servers")]
 
@@ -113,7 +114,7 @@ class Sweep:
 
     def ended_well(self, started: "subprocess.Popen[bytes]") -> str:
         """Wait for its end, and return what it says."""
-        assert started.wait(timeout=300) == 0, self.said
+        assert started.wait(timeout=900) == 0, self.said
         assert SECRET not in self.said
         return self.said
 
@@ -144,7 +145,7 @@ class Sweep:
     def until_saved(self, number: int) -> None:
         """Wait until a trial has a checkpoint."""
         saved = self.trial_folder(number) / "checkpoints" / "last.pt"
-        until(saved.exists, lambda: f"no {saved}: {self.said}", seconds=120)
+        until(saved.exists, f"no {saved}")
 
     def suspended(self, *more: str) -> tuple["subprocess.Popen[bytes]", psutil.Process]:
         """Start it, and stop the worker of its first trial once that has a checkpoint."""
@@ -249,7 +250,7 @@ def test_a_trial_that_outlives_its_sweep_is_waited_for_told_and_not_run_again(
 
     again = sweep.start(*options)
     waits = "waiting for what runs on without its sweep: trial 0"
-    until(lambda: waits in sweep.said, lambda: sweep.said, seconds=120)
+    until(lambda: waits in sweep.said, f"{waits!r} is not said")
     worker.resume()
     sweep.ended_well(again)
 

@@ -1191,7 +1191,7 @@ def test_what_is_foretold_is_positive_whatever_was_measured(
 
     for each in predictions(results(read(study_of(*trials)))):
         assert 0 < each.samples_per_second < math.inf
-        assert each.foretold.passes > 0
+        assert each.predicted.passes > 0
         assert where_they_part([each])
 
 

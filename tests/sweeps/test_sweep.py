@@ -482,7 +482,8 @@ def test_a_point_whose_process_died_too_often_is_failed_everywhere_unless_it_got
     forget_the_end_of_the_only_trial(tmp_path / "sweep" / "study.db")
     study = study_of(tmp_path)
     (trial,) = study.trials
-    sweeps.note(study, trial, {"deaths": studies.DEATHS - 1})
+    storage = studies.open_storage(f"sqlite:///{tmp_path}/sweep/study.db")
+    studies.set_user_attrs(study, storage, trial, {"deaths": studies.DEATHS - 1})
     (tmp_path / "sweep" / "trials" / "0" / "summary.json").unlink()
     if not got_on:
         shutil.rmtree(tmp_path / "sweep" / "trials" / "0" / "checkpoints")
@@ -577,15 +578,15 @@ def test_a_sweep_whose_tracking_moved_gets_a_parent_at_the_new_place(
 
 
 def test_a_study_begun_anew_gets_a_parent_of_its_own(tmp_path: Path, tracking_uri: str) -> None:
-    studies = [studies.open_study(studies.open_storage(None), "s", DEFINITION) for _ in range(2)]
-    ids = [studies.study_id(study) for study in studies]
+    two = [studies.open_study(studies.open_storage(None), "s", DEFINITION) for _ in range(2)]
+    ids = [studies.study_id(study) for study in two]
 
     first, anew, after_a_crash = (
         SweepRuns(tracking_uri, "anew", "s", tmp_path, ids[index], parent=None)
         for index in (0, 1, 0)
     )
 
-    assert studies.study_id(studies[0]) == ids[0]
+    assert studies.study_id(two[0]) == ids[0]
     assert first.parent != anew.parent
     assert after_a_crash.parent == first.parent
 

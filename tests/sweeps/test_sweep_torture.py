@@ -91,7 +91,7 @@ def test_ten_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path: P
         kill_at_a_random_moment(sweep, tmp_path / "tortured", chance)
         assert sweep.returncode == -signal.SIGKILL
     last = start(tmp_path, "tortured")
-    _, error = last.communicate(timeout=300)
+    _, error = last.communicate(timeout=900)
 
     assert last.returncode == 0, error
     assert check_whole(tmp_path, "tortured") > 0

@@ -76,7 +76,7 @@ def test_a_server_that_is_killed_and_restarted_three_times_costs_no_point_and_no
     with tracker(server.uri, tmp_path) as tracked:
         for sample in range(4000):
             tracked.log("number", 1.0 / (sample + 1), sample)
-            waiting.append(tracked._journal.waiting)
+            waiting.append(tracked._metrics.waiting)
             if sample in (500, 1500, 2500):
                 wait_until_delivered(tmp_path)
                 server.kill()

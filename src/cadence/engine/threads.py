@@ -63,7 +63,7 @@ class DefaultThreads:
         work = min(samples, total) * self._work_of_sample(_inputs(batch))
         return min(self._most, max(1, work // LEAST_WORK))
 
-    def _work_of_sample(self, inputs: Shaped[Tensor, "samples *rest"]) -> int:
+    def _work_of_sample(self, inputs: Shaped[Tensor, " samples *rest"]) -> int:
         """Return the multiply-adds of a typical operation on one sample."""
         pixels = prod(inputs.shape[2:])
         tokens = 1 if inputs.is_floating_point() else prod(inputs.shape[1:])
@@ -71,6 +71,6 @@ class DefaultThreads:
         return every // len(self._weights)
 
 
-def _inputs(batch: Batch) -> Shaped[Tensor, "samples *rest"]:
+def _inputs(batch: Batch) -> Shaped[Tensor, " samples *rest"]:
     """Return the largest tensor of a mini-batch, the first of several."""
     return max(tensors(batch), key=Tensor.numel)

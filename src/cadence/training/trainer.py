@@ -433,8 +433,9 @@ class Trainer:
 
     def _random_states(self) -> dict[str, Any]:
         """Return the global random states, and those of the loader's own generators."""
-        loader = self._loader_of_epoch
-        of_loader = [] if loader is None else generator_states(generators_of(loader))
+        if self._loader_of_epoch is None:  # before the first epoch: nothing was drawn yet
+            return random_states()
+        of_loader = generator_states(generators_of(self._loader_of_epoch))
         return {**random_states(), LOADER: of_loader}
 
     def save(self, path: str | Path) -> None:
