@@ -102,7 +102,7 @@ def end(server: "subprocess.Popen[bytes]") -> None:
     os.killpg(server.pid, signal.SIGTERM)
     try:
         server.wait(timeout=400)
-        until(lambda: not living(server.pid), f"{server.args} leaves no process behind", seconds=120)
+        until(lambda: not living(server.pid), f"{server.args} leaves no process", seconds=120)
     except BaseException:
         os.killpg(server.pid, signal.SIGKILL)
         raise
