@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Every command of the tests would compile src anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup train certify advise sweep report sync ui test test-slow check docs benchmark clean
+.PHONY: help setup train certify advise sweep report sync ui test test-slow check docs benchmark gpu-bundle clean
 
 help: ## say what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -62,6 +62,9 @@ docs: $(VENV)/.installed-docs ## build the site of docs/ into site/; a warning i
 
 benchmark: $(VENV)/.installed-benchmarks ## measure throughput beside Lightning, Fabric and Accelerate
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+gpu-bundle: $(VENV)/.installed-dev ## collect the wheels for gpu/run.sh on a machine without a network
+	$(BIN)/python gpu/bundle.py --out gpu/bundle $(ARGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,7 +7,6 @@ tight loop divide by the mini-batches there are, the others by step_size.
 
 import logging
 import tempfile
-import warnings
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -20,10 +19,9 @@ from typing import Any, ClassVar
 import lightning
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from benchmarks.jobs import Loss, Workload
+from benchmarks.jobs import Workload
+from benchmarks.lightning_module import Module
 from cadence import Trainer
 from cadence.tracking.mlflow.tracker import Tracker
 
@@ -264,7 +262,7 @@ class Lightning(Contender):
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
         self._loader = workload.peers_loader()
-        self._module = _Module(self.model, self.optimizer, self.job.mean_loss)
+        self._module = Module(self.model, self.optimizer, self.job.mean_loss)
         self._clock = _EpochClock(workload)
 
     def seconds(self) -> float:
@@ -285,21 +283,6 @@ class Lightning(Contender):
             barebones=True,
         )
         trainer.fit(self._module, self._loader)
-
-
-class _Module(lightning.LightningModule):
-    def __init__(self, model: nn.Module, optimizer: Optimizer, mean_loss: Loss) -> None:
-        super().__init__()
-        self.model = model
-        self._optimizer = optimizer
-        self._mean_loss = mean_loss
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        inputs, targets = batch
-        return self._mean_loss(self.model(inputs), targets)
-
-    def configure_optimizers(self) -> Optimizer:
-        return self._optimizer
 
 
 class _EpochClock(lightning.Callback):
@@ -397,10 +380,3 @@ CONTENDERS: tuple[type[Contender], ...] = (
     Fabric,
     Accelerate,
 )
-
-
-def silence() -> None:
-    """Keep the peers' banners and advice out of the table."""
-    warnings.filterwarnings("ignore", module=r"(lightning|accelerate|torch)(\.|$)")
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)

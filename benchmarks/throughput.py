@@ -30,6 +30,7 @@ from torch.testing import assert_close
 
 from benchmarks.figures import Spread, conditions, line, progress, said, spread
 from benchmarks.jobs import JOBS, ClockName, Job, LoaderName, Workload
+from benchmarks.lightning_module import silence
 from benchmarks.peers import (
     CONTENDERS,
     AutoCadence,
@@ -39,7 +40,6 @@ from benchmarks.peers import (
     Limit,
     Tight,
     TrackedCadence,
-    silence,
 )
 from cadence.system.malloc import keep_memory
 

@@ -72,6 +72,19 @@ def test_throughput_prints_its_table() -> None:
 
 
 @pytest.mark.slow
+def test_the_gpus_benchmark_is_rehearsed_on_the_cpu() -> None:
+    lines = printed("gpu", "--device", "cpu", "--quick").splitlines()
+
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert rows[0] == ["job", "step_size", "contender", "samples/s", "of tight", "peak MiB",
+                       "of the peak"]  # fmt: skip
+    assert {row[0] for row in rows[1:]} == {"MLP", "CNN", "GPT-2 small", "ResNet-50"}
+    assert {row[2] for row in rows[1:]} == {
+        *("tight", "cadence", "cadence auto", "DataLoader loop", "Lightning", "Accelerate")
+    }
+
+
+@pytest.mark.slow
 def test_overhead_prints_its_difference() -> None:
     lines = printed("overhead", "--trials", "4", "--rounds", "1").splitlines()
 
