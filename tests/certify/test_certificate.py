@@ -725,10 +725,8 @@ def test_a_model_without_float64_is_judged_by_what_it_computes_in() -> None:
 
 def test_what_an_objective_holds_is_converted_with_the_model() -> None:
     weights = torch.tensor([1.0, 2.0, 3.0])
-    objective = MeanLoss(nn.CrossEntropyLoss(weight=weights, reduction="none"))
-    objective.mean_loss = WeightedMean(weights)
 
-    found = certify(net(), objective, data(6, 6))
+    found = certify(net(), MeanLoss(WeightedMean(weights)), data(6, 6))
 
     assert found.passed
     assert found.comparisons[0].precision == "float64"
